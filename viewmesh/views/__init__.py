@@ -1,0 +1,1 @@
+"""Photos, masks, depth and cameras of one object, checked and brought to one form: the ViewSet."""
