@@ -1,0 +1,56 @@
+"""What a caller may ask for: one model for the command line, the service's `options` field and the library."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+ModelName = Literal["auto", "nvdiffrec", "trellis", "reconviagen"]
+PresetName = Literal["preview", "standard", "high"]
+Format = Literal["glb", "obj", "ply", "stl", "usdz"]
+UpAxis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
+
+
+class ViewRules(BaseModel):
+    """How the view set's cameras and masks are found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cameras: Literal["auto", "file", "canonical6", "sfm", "none"] = Field(
+        "auto", description="Where poses come from; auto: the camera file, else the six-view rig, else structure from motion."
+    )  # fmt: skip
+    rig: Literal["canonical6"] | None = Field(
+        None, description="Six views named view_00..05 are front, right, back, left, top, bottom of the canonical rig."
+    )
+    mask: Literal["auto", "masks", "alpha", "rembg", "grabcut", "none"] = Field(
+        "auto", description="Where masks come from; auto: masks/, else alpha, else rembg if installed, else GrabCut."
+    )
+    up: UpAxis = Field("auto", description="Which axis of the input's world is up; auto: nearest the cameras' mean up.")
+
+
+class Options(BaseModel):
+    """Everything one reconstruction can be told. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelName = "auto"
+    refine: bool = Field(
+        False, description="Optimise a generative model's mesh against the views; kept only if better."
+    )
+    preset: PresetName = "preview"
+    seed: int = Field(0, ge=0, lt=2**63)
+    target_faces: int | None = Field(
+        None, ge=100, le=1_000_000, description="Triangles of the result; null: the preset's."
+    )
+    texture_size: int | None = Field(None, ge=256, le=4096, description="A power of two; null: the preset's.")
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("glb", "obj", "ply")
+    steps: int | None = Field(None, ge=1, le=100, description="Sampler steps of a generative model.")
+    cfg: float | None = Field(None, ge=0, le=20, description="Guidance strength of a generative model.")
+    multiimage_mode: Literal["stochastic", "multidiffusion"] = "stochastic"
+    views: ViewRules = ViewRules()
+
+    @field_validator("texture_size")
+    @classmethod
+    def _power_of_two(cls, value: int | None) -> int | None:
+        if value is not None and value & (value - 1):
+            raise ValueError(f"texture_size must be a power of two (512, 1024, 2048, 4096), got {value}")
+        return value
