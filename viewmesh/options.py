@@ -16,8 +16,8 @@ class ViewRules(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cameras: Literal["auto", "file", "canonical6", "sfm", "none"] = Field(
-        "auto", description="Where poses come from; auto: the camera file, else the six-view rig, else structure from motion."
-    )  # fmt: skip
+        "auto", description="Where poses come from; auto: a camera file, else the rig, else structure from motion."
+    )
     rig: Literal["canonical6"] | None = Field(
         None, description="Six views named view_00..05 are front, right, back, left, top, bottom of the canonical rig."
     )
