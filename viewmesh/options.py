@@ -25,6 +25,9 @@ class ViewRules(BaseModel):
         "auto", description="Where masks come from; auto: masks/, else alpha, else rembg if installed, else GrabCut."
     )
     up: UpAxis = Field("auto", description="Which axis of the input's world is up; auto: nearest the cameras' mean up.")
+    depth_unit_scale: float | None = Field(
+        None, gt=0, le=1e3, description="World units per step of the depth PNGs; null: the camera file's, else 0.001."
+    )
 
 
 class Options(BaseModel):

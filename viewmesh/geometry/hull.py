@@ -1,0 +1,82 @@
+"""The visual hull: the largest solid whose silhouettes lie inside every mask. Pure torch, no files, no thresholds.
+
+Laurentini, "The visual hull concept for silhouette-based image understanding", PAMI 1994.
+"""
+
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.camera import Cameras
+
+NEGLIGIBLE = 1e-3  # a voxel below this agreement is outside: later views need not look at it
+
+
+def visual_hull(
+    cameras: Cameras,
+    masks: Tensor,
+    resolution: int,
+    bounds: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Soft agreement, in [0, 1], that a voxel is inside every mask that sees it.
+
+    masks: (N, H, W) in [0, 1]; H, W may differ from the cameras' (the intrinsics are scaled). bounds: (2, 3) lower
+    and upper corner in the cameras' world. Returns (R, R, R) float32 indexed [x, y, z], sampled at the voxel centres
+    bounds[0] + (i + 0.5) / R * (bounds[1] - bounds[0]): see `hull_at` for the values.
+    """
+    return hull_at(cameras, masks, voxel_centers(resolution, bounds.to(device))).reshape((resolution,) * 3)
+
+
+def voxel_centers(resolution: int, bounds: Tensor) -> Tensor:
+    """(R^3, 3) float32 centres of a grid over bounds (2, 3), x slowest, z fastest."""
+    low, high = bounds.to(torch.float32)
+    steps = (torch.arange(resolution, dtype=torch.float32, device=bounds.device) + 0.5) / resolution
+    axes = [low[i] + steps * (high[i] - low[i]) for i in range(3)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+
+
+def hull_at(cameras: Cameras, masks: Tensor, points: Tensor) -> Tensor:
+    """The least mask value over the views that see each point; points (P, 3) in the cameras' world, returns (P,).
+
+    A view that has the point outside its image or behind it says nothing about it. A point that no view sees is 0:
+    nothing speaks for it. Agreement below 0.001 is returned as 0.
+    """
+    H, W = masks.shape[-2:]
+    device, cameras = points.device, cameras.resized(H, W)
+    agreement = torch.zeros(len(points), dtype=torch.float32, device=device)
+    alive = torch.arange(len(points), device=device)
+    least = torch.full((len(points),), 2.0, device=device)  # 2 = not yet seen
+    for n in range(len(cameras)):
+        values, seen = _looked_up(cameras[n], masks[n].to(device, torch.float32), points[alive])
+        least = torch.where(seen, torch.minimum(least, values), least)
+        keep = least > NEGLIGIBLE
+        alive, least = alive[keep], least[keep]
+    agreement[alive] = torch.where(least > 1, 0.0, least)
+    return agreement
+
+
+def agreeing_views(cameras: Cameras, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each point (P, 3): how many views hold it inside their mask (>= 0.5), and how many see it at all; (P,) each."""
+    H, W = masks.shape[-2:]
+    cameras = cameras.resized(H, W)
+    inside = torch.zeros(len(points), device=points.device)
+    seeing = torch.zeros(len(points), device=points.device)
+    for n in range(len(cameras)):
+        values, seen = _looked_up(cameras[n], masks[n].to(points.device, torch.float32), points)
+        inside += (seen & (values >= 0.5)).float()
+        seeing += seen.float()
+    return inside, seeing
+
+
+def _looked_up(camera: Cameras, mask: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """One view's mask at the points, bilinear, and whether the view sees them; both (P,)."""
+    pixels, depth = camera.to(points.device).project(points)
+    H, W = mask.shape
+    size = torch.tensor([W, H], dtype=points.dtype, device=points.device)
+    grid = pixels[0] / size * 2 - 1  # (P, 2), -1 and 1 are the image's outer edges
+    seen = (depth[0] > 0) & (grid.abs() <= 1).all(-1)
+    values = torch.nn.functional.grid_sample(
+        mask[None, None], grid[None, :, None].clamp(-2, 2), padding_mode="border", align_corners=False
+    )
+    return values[0, 0, :, 0], seen

@@ -1,0 +1,293 @@
+"""START HERE: a folder or zip of views, untrusted, to a ViewSet: find, check, decode, pose, mask, normalise."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viewmesh.errors import InputError
+from viewmesh.geometry.camera import Cameras, canonical6
+from viewmesh.options import ViewRules
+from viewmesh.progress import Progress, check, never, silent
+from viewmesh.views import masks as masking
+from viewmesh.views.archive import unpack
+from viewmesh.views.cameras_file import CameraFile, Frame, read_cameras
+from viewmesh.views.depth import check_depths, read_depth
+from viewmesh.views.find import Files, find_files, is_canonical6, matched, resolve
+from viewmesh.views.grabcut import from_border
+from viewmesh.views.images import read_mask, read_photo
+from viewmesh.views.lens import Lens
+from viewmesh.views.limits import Limits
+from viewmesh.views.normalise import normalise
+from viewmesh.views.photo import Photo, padded, shrunk, undistorted
+from viewmesh.views.viewset import CameraSource, MaskSource, ViewSet
+
+MAX_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which files make up each view, before any image is opened."""
+
+    root: Path
+    views: tuple[str, ...]
+    masks: tuple[str, ...] | None
+    depths: tuple[str, ...] | None
+    frames: tuple[Frame, ...] | None  # when the cameras come from a file
+    camera_file: CameraFile | None
+    camera_source: CameraSource | None
+    warnings: tuple[str, ...] = ()
+
+
+def load_views(
+    source: Path,
+    rules: ViewRules,
+    *,
+    limits: Limits = Limits(),
+    workdir: Path | None = None,
+    max_size: int = MAX_SIZE,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> ViewSet:
+    """Reads a view set and brings it to one size and one frame.
+
+    source: a folder or a .zip. workdir: where archives are unpacked and structure from motion works (a temporary
+    folder if None). max_size: the long side of the images that come out, pixels; larger ones are scaled down.
+    Views of other sizes are padded at the right and bottom, masked out there.
+
+    Raises InputError (the data), PoseError (views that could not be posed), OptionError (a rule that does not fit),
+    MissingModel (rembg asked for and not there), Cancelled.
+    """
+    with _work_folder(workdir) as work, _opened(Path(source), limits, work) as folder:
+        plan = plan_views(folder, rules, limits)
+        photos, mask_source = read_photos(plan, rules, limits, max_size, progress, cancelled)
+    width, height = (max(p.size[i] for p in photos) for i in (0, 1))
+    photos = [padded(p, width, height) for p in photos]
+    cameras = None if plan.camera_source is None else _cameras(photos)
+    photos = _masked(photos, mask_source, progress, cancelled)
+    views = ViewSet(
+        names=tuple(p.name for p in photos),
+        images=_images(photos),
+        cameras=cameras,
+        depths=_depths(photos),
+        camera_source=plan.camera_source,
+        mask_source=mask_source,
+        warnings=plan.warnings,
+    )
+    if cameras is None:
+        return views
+    aabb = None if plan.camera_file is None or plan.camera_file.aabb is None else torch.tensor(plan.camera_file.aabb)
+    return _normalised(views, rules, aabb)
+
+
+def plan_views(folder: Path, rules: ViewRules, limits: Limits) -> Plan:
+    """Decides where poses come from and which files belong to which view. Raises InputError or OptionError."""
+    files = find_files(folder)
+    source = _camera_source(files, rules)
+    camera_file, frames, masks, depths = None, None, None, None
+    names = files.views
+    if files.camera_file is not None and (source == "file" or not names):
+        camera_file = read_cameras(files.root / files.camera_file, files.camera_file, limits)
+        frames = camera_file.frames
+
+        def named(path: str) -> str:
+            return resolve(files.root, path, files.camera_file or "")
+
+        names = tuple(named(f.file_path) for f in frames)
+        if frames[0].mask_path is not None:
+            masks = tuple(named(f.mask_path or "") for f in frames)
+        if frames[0].depth_path is not None:
+            depths = tuple(named(f.depth_path or "") for f in frames)
+    if source == "canonical6" and not is_canonical6(names):
+        raise InputError(
+            f"the canonical rig needs exactly six views named view_00 to view_05, there are {len(names)}; rename "
+            "them or give a cameras.json.",
+            file="views/",
+        )
+    if len(names) > limits.listed_views:
+        raise InputError(
+            f"there are {len(names)} views, at most {limits.listed_views} are read; give fewer.", file="views/"
+        )
+    if masks is None and files.masks:
+        masks = matched(names, files.masks, "mask")
+    if depths is None and files.depths:
+        depths = matched(names, files.depths, "depth map")
+    plan = Plan(files.root, names, masks, depths, frames if source == "file" else None, camera_file, source)
+    _check_total(plan, limits)
+    return _thinned(plan, limits)
+
+
+def read_photos(
+    plan: Plan, rules: ViewRules, limits: Limits, max_size: int, progress: Progress, cancelled: Callable[[], bool]
+) -> tuple[list[Photo], MaskSource]:
+    """Decodes every view with its mask, depth and lens, undistorted and no larger than max_size."""
+    photos: list[Photo] = []
+    alphas: dict[str, np.ndarray | None] = {}
+    for i in range(len(plan.views)):
+        check(cancelled)
+        progress("read", i + 1, len(plan.views))
+        photo, alpha = _read_photo(plan, i, rules, limits)
+        photo = shrunk(undistorted(photo), max_size)
+        photos.append(photo)
+        alphas[photo.name] = alpha
+    return photos, masking.choose(rules, None if plan.masks is None else [], alphas)
+
+
+def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[Photo, np.ndarray | None]:
+    """View i at full size, its coverage from the mask file or alpha if the rules allow; and its alpha if it says
+    anything."""
+    name = plan.views[i]
+    frame = None if plan.frames is None else plan.frames[i]
+    pixels = read_photo(plan.root / name, name, limits, None if frame is None else frame.declared_size)
+    alpha = pixels.alpha if pixels.alpha is not None and pixels.alpha.min() < 255 else None
+    photo = Photo(name, pixels.rgb, focal_px=pixels.focal_px)
+    if frame is not None and plan.camera_file is not None:
+        photo = replace(
+            photo, lens=frame.lens(*photo.size, plan.camera_file.name), world_from_camera=frame.world_from_camera
+        )
+    elif plan.camera_source == "canonical6":
+        photo = _on_rig(photo, i)
+    mask_name = name
+    if plan.masks is not None and rules.mask in ("auto", "masks"):
+        mask_name = plan.masks[i]
+        mask = read_mask(plan.root / mask_name, mask_name, limits)
+        if mask.shape != photo.rgb.shape[:2]:
+            raise InputError(
+                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its view {name} is {photo.size[0]} x "
+                f"{photo.size[1]}; give it the view's size.",
+                file=mask_name,
+            )
+        photo = replace(photo, coverage=mask)
+    elif alpha is not None and rules.mask in ("auto", "alpha"):
+        photo = replace(photo, coverage=alpha)
+    masking.check_not_empty(photo, mask_name)
+    if plan.depths is not None:
+        photo = read_depth(photo, plan.root / plan.depths[i], plan.depths[i], plan.camera_file, rules, limits)
+    return photo, alpha
+
+
+def _on_rig(photo: Photo, i: int) -> Photo:
+    width, height = photo.size
+    rig = canonical6(height, width)
+    lens = Lens(float(rig.fx[i]), float(rig.fy[i]), width / 2, height / 2, width, height)
+    return replace(photo, lens=lens, world_from_camera=rig.world_from_camera[i].numpy())
+
+
+def _camera_source(files: Files, rules: ViewRules) -> CameraSource | None:
+    if rules.cameras == "none":
+        return None
+    if rules.cameras == "file" and files.camera_file is None:
+        raise InputError("cameras: file needs a camera file; add it or use cameras: auto.", file="cameras.json")
+    if rules.cameras != "auto":
+        return rules.cameras
+    if files.camera_file is not None:
+        return "file"
+    return "canonical6" if rules.rig == "canonical6" else "sfm"
+
+
+def _masked(photos: list[Photo], source: MaskSource, progress: Progress, cancelled: Callable[[], bool]) -> list[Photo]:
+    if source == "rembg":
+        return masking.by_matting(photos)
+    if source != "grabcut":
+        return photos
+    cut = []
+    for i, photo in enumerate(photos):
+        check(cancelled)
+        progress("mask", i + 1, len(photos))
+        cut.append(replace(photo, coverage=from_border(photo.rgb)))
+    return cut
+
+
+def _normalised(views: ViewSet, rules: ViewRules, aabb: Tensor | None) -> ViewSet:
+    """The views moved from the input's world to the scene frame."""
+    assert views.cameras is not None
+    masks = None if views.mask_source == "none" else views.images[..., 3].float() / 255
+    up = "+y" if views.camera_source == "canonical6" and rules.up == "auto" else rules.up
+    found = normalise(views.cameras, masks, up=up, depths=views.depths, aabb=aabb, names=views.names)
+    moved = views.moved(torch.linalg.inv(found.world_from_scene))
+    moved = replace(moved, world_from_scene=found.world_from_scene, warnings=views.warnings + found.warnings)
+    check_depths(moved)
+    return moved
+
+
+def _cameras(photos: list[Photo]) -> Cameras:
+    lenses = [p.lens for p in photos if p.lens is not None]
+    poses = [p.world_from_camera for p in photos if p.world_from_camera is not None]
+    fx, fy, cx, cy = (
+        torch.tensor([getattr(lens, k) for lens in lenses], dtype=torch.float64) for k in ("fx", "fy", "cx", "cy")
+    )
+    width, height = photos[0].size
+    return Cameras(torch.from_numpy(np.stack(poses)).double(), fx, fy, cx, cy, height, width)
+
+
+def _images(photos: list[Photo]) -> Tensor:
+    """(N, H, W, 4) uint8."""
+    width, height = photos[0].size
+    images = np.full((len(photos), height, width, 4), 255, np.uint8)
+    for image, photo in zip(images, photos, strict=True):
+        image[..., :3] = photo.rgb
+        if photo.coverage is not None:
+            image[..., 3] = photo.coverage
+    return torch.from_numpy(images)
+
+
+def _depths(photos: list[Photo]) -> Tensor | None:
+    depths = [p.depth for p in photos if p.depth is not None]
+    return torch.from_numpy(np.stack(depths)) if depths else None
+
+
+def _thinned(plan: Plan, limits: Limits) -> Plan:
+    n = len(plan.views)
+    if n <= limits.views:
+        return plan
+    index = np.linspace(0, n - 1, limits.views).round().astype(int).tolist()
+
+    def pick(items):
+        return None if items is None else tuple(items[i] for i in index)
+
+    warning = f"{limits.views} of the {n} views are used, evenly spaced: no more than that are read."
+    return replace(
+        plan,
+        views=pick(plan.views) or (),
+        masks=pick(plan.masks),
+        depths=pick(plan.depths),
+        frames=pick(plan.frames),
+        warnings=(*plan.warnings, warning),
+    )
+
+
+def _check_total(plan: Plan, limits: Limits) -> None:
+    names = [*plan.views, *(plan.masks or ()), *(plan.depths or ())]
+    total = sum((plan.root / name).stat().st_size for name in names)
+    if total > limits.total_bytes:
+        raise InputError(
+            f"the images have {total / 2**20:.0f} MiB, at most {limits.total_bytes / 2**20:.0f} are read; give fewer "
+            "or smaller ones.",
+            file=plan.root.name,
+        )
+
+
+@contextmanager
+def _work_folder(workdir: Path | None) -> Iterator[Path]:
+    if workdir is not None:
+        workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="views-", dir=workdir) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _opened(source: Path, limits: Limits, work: Path) -> Iterator[Path]:
+    if source.is_dir():
+        yield source
+    elif source.is_file():
+        folder = work / "unpacked" / source.stem
+        folder.mkdir(parents=True)
+        unpack(source, folder, limits)
+        yield folder
+    else:
+        raise InputError("there is no such folder or archive; check the path.", file=source.name)

@@ -1,0 +1,91 @@
+"""Photo: one view while it is being prepared, and what is done to it before all views share one size."""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from viewmesh.views import lens as optics
+from viewmesh.views.lens import Lens
+
+
+@dataclass(frozen=True)
+class Photo:
+    """rgb: (H, W, 3) uint8. coverage: (H, W) uint8 mask of the object, None if not known. depth: (H, W) float32
+    z-depth in world units, 0 = unknown. lens, world_from_camera (4, 4): None until posed. focal_px: EXIF's."""
+
+    name: str
+    rgb: np.ndarray
+    coverage: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    lens: Lens | None = None
+    world_from_camera: np.ndarray | None = None
+    focal_px: float | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.rgb.shape[1], self.rgb.shape[0]
+
+
+def shrunk(photo: Photo, max_size: int) -> Photo:
+    """The photo with its long side at most max_size pixels; depth is sampled, never blended."""
+    width, height = photo.size
+    factor = max_size / max(width, height)
+    if factor >= 1:
+        return photo
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return replace(
+        photo,
+        rgb=_shrunk_colour(photo, size),
+        coverage=None if photo.coverage is None else cv2.resize(photo.coverage, size, interpolation=cv2.INTER_AREA),
+        depth=None if photo.depth is None else cv2.resize(photo.depth, size, interpolation=cv2.INTER_NEAREST_EXACT),
+        lens=None if photo.lens is None else photo.lens.resized(*size),
+        focal_px=None if photo.focal_px is None else photo.focal_px * factor,
+    )
+
+
+def undistorted(photo: Photo) -> Photo:
+    """The photo as a pinhole of the same focal length would have seen it; pixels the lens did not see are masked out."""
+    if photo.lens is None or not photo.lens.distorted:
+        return photo
+    pixels = optics.distorted_pixels(photo.lens)
+    seen = optics.seen(photo.lens, pixels)
+    coverage = photo.coverage
+    if coverage is not None:
+        coverage = optics.resample(coverage, pixels) * seen
+    return replace(
+        photo,
+        rgb=optics.resample(photo.rgb, pixels),
+        coverage=coverage,
+        depth=None if photo.depth is None else optics.resample(photo.depth, pixels, nearest=True) * seen,
+        lens=photo.lens.as_pinhole(),
+    )
+
+
+def padded(photo: Photo, width: int, height: int) -> Photo:
+    """The photo on a canvas of width x height, top left; what is added is black, masked out and of unknown depth."""
+    right, bottom = width - photo.size[0], height - photo.size[1]
+    if right == 0 and bottom == 0:
+        return photo
+
+    def pad(image: np.ndarray) -> np.ndarray:
+        return np.pad(image, [(0, bottom), (0, right)] + [(0, 0)] * (image.ndim - 2))
+
+    return replace(
+        photo,
+        rgb=pad(photo.rgb),
+        coverage=None if photo.coverage is None else pad(photo.coverage),
+        depth=None if photo.depth is None else pad(photo.depth),
+        lens=None if photo.lens is None else replace(photo.lens, width=width, height=height),
+    )
+
+
+def _shrunk_colour(photo: Photo, size: tuple[int, int]) -> np.ndarray:
+    """Area-averaged colour; where there is a mask, of the object's pixels alone, so that no background bleeds in."""
+    if photo.coverage is None:
+        return cv2.resize(photo.rgb, size, interpolation=cv2.INTER_AREA)
+    weight = photo.coverage.astype(np.float32)[..., None] / 255 + 1e-4
+    colour = cv2.resize(photo.rgb * weight, size, interpolation=cv2.INTER_AREA)
+    total = cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
+    return np.clip(colour / total[..., None] + 0.5, 0, 255).astype(np.uint8)
