@@ -1,0 +1,257 @@
+"""FlexiCubes: a mesh from signed distances on a list of cubes, differentiable in all of its inputs.
+
+Shen et al. 2023, "Flexible Isosurface Extraction for Gradient-Based Mesh Optimization": dual marching cubes with one
+dual vertex per piece of surface in a cube (equations 4 to 6), weights that move the crossings (alpha), the dual
+vertices (beta) and the diagonals of the quads (gamma), and the regulariser L_dev (equation 8).
+
+The cubes are a list, not a volume: whoever has a sparse structure lists its cubes, whoever wants a dense grid calls
+`dense_grid`. Order is part of the contract (a published decoder is compared with it): dual vertices come grouped by how
+many their cube has, then in the order of the cubes; triangles come with the flipped quads first, then in the order of
+their lattice edges. Knows nothing about networks, activations of distances, or cameras.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.dual_tables import CORNERS, EDGE_CORNERS, EDGE_RANK, MAX_PATCHES, DualTables, dual_tables
+from viewmesh.geometry.mesh import Mesh
+
+WEIGHT_SCALE = 0.99  # keeps beta and alpha in (0.01, 1.99) and gamma in (0.005, 0.995)
+
+
+@dataclass(frozen=True)
+class CubeGrid:
+    """C unit cubes of a lattice of resolution³ cubes, over the G lattice points that are their corners.
+
+    points: (G, 3) int64 lattice coordinates in [0, resolution], in lexicographic order.
+    coords: (C, 3) int64 cube coordinates in [0, resolution), in lexicographic order, none twice.
+    corners: (C, 8) int64 rows of `points`, corner i at coords + (i & 1, i >> 1 & 1, i >> 2 & 1).
+    """
+
+    resolution: int
+    points: Tensor  # (G, 3)
+    coords: Tensor  # (C, 3)
+    corners: Tensor  # (C, 8)
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+
+@dataclass(frozen=True)
+class FlexiMesh:
+    """vertices (V, 3) and attributes (V, K) differentiable, faces (F, 3) int64 counter-clockwise seen from outside.
+
+    l_dev: scalar, the mean absolute deviation of the distances from a dual vertex to its crossings (equation 8).
+    cube: (V,) int64, the row of the grid that each vertex lies in; the centre vertices of a four-way split have -1.
+    """
+
+    vertices: Tensor  # (V, 3)
+    faces: Tensor  # (F, 3)
+    attributes: Tensor | None  # (V, K)
+    l_dev: Tensor  # ()
+    cube: Tensor  # (V,)
+
+    def mesh(self) -> Mesh:
+        """The bare mesh, its first three attributes as colours."""
+        return Mesh(self.vertices, self.faces, None if self.attributes is None else self.attributes[:, :3])
+
+
+def point_key(points: Tensor, resolution: int) -> Tensor:
+    """Lattice points (..., 3) in [0, resolution] to int64 keys (...,) whose order is lexicographic."""
+    x, y, z = points.long().unbind(-1)
+    return (x * (resolution + 1) + y) * (resolution + 1) + z
+
+
+def key_point(key: Tensor, resolution: int) -> Tensor:
+    """The inverse of `point_key`: (...,) to (..., 3)."""
+    n = resolution + 1
+    return torch.stack([key // (n * n), key // n % n, key % n], -1)
+
+
+def dense_grid(resolution: int, device: torch.device | str = "cpu") -> CubeGrid:
+    """All resolution³ cubes over (resolution + 1)³ points."""
+
+    def lattice(n: int) -> Tensor:
+        axis = torch.arange(n, device=device)
+        return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+
+    coords = lattice(resolution)
+    offsets = torch.tensor(CORNERS, device=device)
+    corners = point_key(coords, resolution)[:, None] + point_key(offsets, resolution)
+    return CubeGrid(resolution, lattice(resolution + 1), coords, corners)
+
+
+def sparse_grid(coords: Tensor, resolution: int) -> CubeGrid:
+    """The cubes at coords (C, 3), any order, none twice. Cubes that are not listed have no surface."""
+    offsets = torch.tensor(CORNERS, device=coords.device)
+    key = point_key(coords, resolution).sort().values
+    points, corners = (key[:, None] + point_key(offsets, resolution)).unique(return_inverse=True)
+    return CubeGrid(resolution, key_point(points, resolution), key_point(key, resolution), corners)
+
+
+def extract(
+    grid: CubeGrid,
+    positions: Tensor,  # (G, 3) of grid.points, in the frame wanted for the vertices
+    sdf: Tensor,  # (G,) negative inside
+    weights: Tensor | None = None,  # (C, 21) before activation: beta 12, alpha 8, gamma 1
+    attributes: Tensor | None = None,  # (G, K)
+    *,
+    split: str = "two",
+) -> FlexiMesh:
+    """The surface sdf = 0.
+
+    weights pass through tanh·0.99 + 1 (beta, alpha) and sigmoid·0.99 + 0.005 (gamma); None is the same as zeros.
+    split: "two" triangles per quad along the diagonal that gamma prefers, or "four" around a centre vertex, where
+    gamma has a gradient (training). positions must map the lattice's axes without a reflection.
+    No surface is an empty mesh. One device-to-host copy per count that shapes depend on.
+    """
+    assert positions.shape == (len(grid.points), 3), positions.shape
+    assert sdf.shape == (len(grid.points),), sdf.shape
+    assert weights is None or weights.shape == (len(grid), 21), weights.shape
+    tables = dual_tables(sdf.device)
+
+    with torch.no_grad():
+        cubes, case = _surface_cubes(grid, sdf, tables)
+        first = _first_vertex(tables.patches[case])  # (S,)
+        owner, edges = _dual_vertices(case, first, tables)  # (V,), (V, 7)
+        quads = _quads(grid.corners[cubes], case, first, sdf, tables)  # (Q, 4)
+
+    corners = grid.corners[cubes]  # (S, 8)
+    beta, alpha, gamma = _activate(None if weights is None else weights[cubes])
+    values = positions if attributes is None else torch.cat([positions, attributes.to(positions.dtype)], 1)
+    crossing, mask = _crossings(corners, owner, edges, values, sdf, alpha)  # (V, 7, 3 + K), (V, 7)
+    share = mask.to(sdf.dtype) if beta is None else beta[owner[:, None], edges] * mask
+    share = share / share.sum(1, keepdim=True)
+    dual = (crossing * share[..., None]).sum(1)  # (V, 3 + K)
+
+    vertices, extra = dual[:, :3], (None if attributes is None else dual[:, 3:])
+    vertex_gamma = torch.full_like(dual[:, 0], 0.5) if gamma is None else gamma[owner]
+    l_dev = _deviation(crossing[..., :3] - vertices[:, None], mask)
+    if split == "two":
+        faces = _two_triangles(quads, vertex_gamma)
+        return FlexiMesh(vertices, faces, extra, l_dev, cubes[owner])
+    if split == "four":
+        centers, faces = _four_triangles(quads, vertex_gamma, dual)
+        dual = torch.cat([dual, centers])
+        cube = torch.cat([cubes[owner], cubes.new_full((len(centers),), -1)])
+        return FlexiMesh(dual[:, :3], faces, None if attributes is None else dual[:, 3:], l_dev, cube)
+    raise ValueError(f"split must be 'two' or 'four', got {split!r}.")
+
+
+def _activate(raw: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(S, 21) to beta (S, 12), alpha (S, 8), gamma (S,)."""
+    if raw is None:
+        return None, None, None
+    moved = raw[:, :20].tanh() * WEIGHT_SCALE + 1
+    return moved[:, :12], moved[:, 12:], raw[:, 20].sigmoid() * WEIGHT_SCALE + (1 - WEIGHT_SCALE) / 2
+
+
+def _surface_cubes(grid: CubeGrid, sdf: Tensor, tables: DualTables) -> tuple[Tensor, Tensor]:
+    """Rows (S,) of the cubes that the surface crosses, and their cases (S,), ambiguities resolved."""
+    inside = sdf < 0
+    bit = 1 << torch.arange(8, device=sdf.device)
+    count = inside[grid.corners].sum(1)
+    cubes = ((count > 0) & (count < 8)).nonzero()[:, 0]
+    case = (inside[grid.corners[cubes]] * bit).sum(1)
+
+    # C16 and C19 facing each other across their problem side: both become their complement
+    offset = tables.invert_if[case]
+    problem = (offset != 0).any(1).nonzero()[:, 0]
+    coords = grid.coords[cubes[problem]]
+    there = coords + offset[problem]
+    in_lattice = ((there >= 0) & (there < grid.resolution)).all(1)
+    key = point_key(coords, grid.resolution)  # sorted, as the cubes are
+    wanted = point_key(there, grid.resolution)
+    if len(key):
+        at = torch.searchsorted(key, wanted).clamp(max=len(key) - 1)
+        faces_another = in_lattice & (key[at] == wanted)
+        case[problem] = torch.where(faces_another, 255 - case[problem], case[problem])
+    return cubes, case
+
+
+def _first_vertex(patches: Tensor) -> Tensor:
+    """The number of each cube's first dual vertex: cubes with one patch first, then those with two, three, four."""
+    first, total = torch.zeros_like(patches), patches.new_zeros(())
+    for n in range(1, MAX_PATCHES + 1):
+        has = patches == n
+        rank = has.cumsum(0) - 1
+        first = torch.where(has, total + rank * n, first)
+        total = total + has.sum() * n
+    return first
+
+
+def _dual_vertices(case: Tensor, first: Tensor, tables: DualTables) -> tuple[Tensor, Tensor]:
+    """For each dual vertex its cube (V,), counted among the surface cubes, and its crossed edges (V, 7), -1 padded."""
+    patches = tables.patches[case]
+    which = torch.arange(MAX_PATCHES, device=case.device)
+    cube, patch = (which < patches[:, None]).nonzero(as_tuple=True)
+    number = first[cube] + patch
+    owner = torch.empty_like(cube).index_copy_(0, number, cube)
+    patch = torch.empty_like(patch).index_copy_(0, number, patch)
+    return owner, tables.edges_of_patch[case[owner], patch]
+
+
+def _crossings(
+    corners: Tensor, owner: Tensor, edges: Tensor, values: Tensor, sdf: Tensor, alpha: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Where the surface crosses each dual vertex's edges: interpolated `values` (V, 7, K), mask (V, 7) of real ones."""
+    mask = edges >= 0
+    ends = torch.tensor(EDGE_CORNERS, device=corners.device)[edges]  # (V, 7, 2); padding reads edge -1, unused
+    point = corners[owner[:, None, None], ends]  # (V, 7, 2)
+    distance = sdf[point]
+    if alpha is not None:
+        distance = distance * alpha[owner[:, None, None], ends]
+    # padding gets a harmless crossing, so that no infinity meets a zero weight in the backward pass
+    d0 = torch.where(mask, distance[..., 0], -1.0)
+    d1 = torch.where(mask, distance[..., 1], 1.0)
+    t = (d0 / (d0 - d1))[..., None]
+    v0, v1 = values.index_select(0, point[..., 0].flatten()), values.index_select(0, point[..., 1].flatten())
+    shape = (*mask.shape, values.shape[1])
+    return torch.lerp(v0.reshape(shape), v1.reshape(shape), t), mask
+
+
+def _deviation(offset: Tensor, mask: Tensor) -> Tensor:
+    """L_dev from offsets (V, 7, 3) of the crossings to their dual vertex."""
+    distance = torch.linalg.vector_norm(offset, dim=-1)
+    mean = (distance * mask).sum(1) / mask.sum(1)
+    return ((distance - mean[:, None]).abs() * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _quads(corners: Tensor, case: Tensor, first: Tensor, sdf: Tensor, tables: DualTables) -> Tensor:
+    """The dual vertices (Q, 4) around each crossed edge that four cubes share, in winding order."""
+    patch = tables.patch_of_edge[case]  # (S, 12)
+    cube, edge = (patch >= 0).nonzero(as_tuple=True)
+    ends = torch.tensor(EDGE_CORNERS, device=case.device)[edge]  # (P, 2)
+    point = corners[cube[:, None], ends]
+    # lattice edges in lexicographic order of their two points; the cubes around one stay in the order of the cubes
+    key = point[:, 0] * 3 + torch.tensor(EDGE_RANK, device=case.device)[edge]
+    if 3 * len(sdf) < 2**31:
+        key = key.int()
+    key, order = key.sort(stable=True)
+    shared = (key[3:] == key[:-3]).nonzero()[:, 0]  # at most four cubes share an edge, so this is the first of four
+    four = order[shared[:, None] + torch.arange(4, device=case.device)]  # (Q, 4)
+    quads = (first[cube] + patch[cube, edge])[four]
+    flipped = sdf[point[four[:, 0], 0]] > 0
+    # the cubes around an edge come as (-,-) (-,+) (+,-) (+,+): around it in a ring is 0 1 3 2
+    return torch.cat([quads[flipped][:, [0, 1, 3, 2]], quads[~flipped][:, [2, 3, 1, 0]]])
+
+
+def _two_triangles(quads: Tensor, gamma: Tensor) -> Tensor:
+    g = gamma.detach()[quads]
+    along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
+    split_02, split_13 = quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]
+    return torch.where(along_02[:, None], split_02, split_13).reshape(-1, 3)
+
+
+def _four_triangles(quads: Tensor, gamma: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre values (Q, K): the two diagonals' midpoints, weighted by gamma; and the faces around them."""
+    g, d = gamma[quads], dual[quads]  # (Q, 4), (Q, 4, K)
+    g_02, g_13 = g[:, 0] * g[:, 2], g[:, 1] * g[:, 3]
+    t = (g_13 / (g_02 + g_13))[:, None]
+    centers = torch.lerp((d[:, 0] + d[:, 2]) / 2, (d[:, 1] + d[:, 3]) / 2, t)
+    center = torch.arange(len(quads), device=quads.device) + len(dual)
+    rim = torch.stack([quads, quads.roll(-1, 1)], -1)  # (Q, 4, 2)
+    faces = torch.cat([rim, center[:, None, None].expand(-1, 4, 1)], -1)
+    return centers, faces.reshape(-1, 3)
