@@ -1,0 +1,214 @@
+"""Charts: patches of a surface laid flat, in the mesh's own length unit, before they are packed into an atlas.
+
+A chart is sound when no face in it is flipped or flat and no two faces overlap; `repaired` makes any set of charts
+sound. `projected` is our own way to make charts: planar projections along the six axes. Knows nothing of textures
+except the length of a texel.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+
+@dataclass(frozen=True)
+class Charts:
+    """points: (T, 2) float64, x right and y up; faces: (F, 3) into points; chart: (F,) label per face;
+    vertex: (T,) the mesh vertex of each point. A point belongs to one chart."""
+
+    points: np.ndarray  # (T, 2)
+    faces: np.ndarray  # (F, 3)
+    chart: np.ndarray  # (F,)
+    vertex: np.ndarray  # (T,)
+
+
+def from_points(points: np.ndarray, faces: np.ndarray, vertex: np.ndarray) -> Charts:
+    """Charts of an index structure in which charts share no points; mirrored charts are turned over."""
+    _, of_point = connected_components(_edge_graph(faces, len(points)), directed=False)
+    chart = of_point[faces[:, 0]]
+    points = points.astype(np.float64)
+    mirrored = np.bincount(chart, _signed_areas(points[faces]), minlength=of_point.max() + 1) < 0
+    return Charts(points * np.where(mirrored[of_point], -1.0, 1.0)[:, None] ** [1, 0], faces, chart, vertex)
+
+
+def projected(vertices: np.ndarray, faces: np.ndarray) -> Charts:
+    """Charts by planar projection: each connected patch of faces that look mostly along one axis, along that axis.
+
+    No face within a patch can flip; a patch may still overlap itself (a spiral), which `repaired` resolves.
+    """
+    corners = vertices[faces].astype(np.float64)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    side = _sides(normals, faces)
+    patch = _patches(faces, side)
+    key, inverse = np.unique(np.stack([np.repeat(patch, 3), faces.ravel()], 1), axis=0, return_inverse=True)
+    side_of_patch = np.zeros(patch.max() + 1, np.int64)
+    side_of_patch[patch] = side
+    p, k = vertices[key[:, 1]].astype(np.float64), side_of_patch[key[:, 0]]
+    axis, positive = k % 3, k < 3
+    n = np.arange(len(p))
+    x, y = p[n, (axis + 1) % 3], p[n, (axis + 2) % 3]
+    return Charts(np.stack([np.where(positive, x, -x), y], 1), inverse.reshape(-1, 3), patch, key[:, 1])
+
+
+def joined(parts: list[Charts]) -> Charts:
+    """Charts of several parts as one; labels and points are renumbered."""
+    points = np.cumsum([0] + [len(p.points) for p in parts])
+    labels = np.cumsum([0] + [int(p.chart.max()) + 1 for p in parts])
+    return Charts(
+        np.concatenate([p.points for p in parts]),
+        np.concatenate([p.faces + n for p, n in zip(parts, points, strict=False)]),
+        np.concatenate([p.chart + n for p, n in zip(parts, labels, strict=False)]),
+        np.concatenate([p.vertex for p in parts]),
+    )
+
+
+def repaired(charts: Charts, texel: float) -> Charts:
+    """The same faces in sound charts: nothing flipped or flat, nothing overlapping where a texel could see it.
+
+    texel: length of a texel. Faces that are flipped or thinner than a hundredth of a texel become charts of one
+    triangle; a chart that overlaps itself is cut in half until its pieces do not (one face cannot).
+    """
+    corners = charts.points[charts.faces]
+    charts = singled_out(charts, _signed_areas(corners) < 0.01 * texel * _longest_edge(corners), texel)
+    for _ in range(64):
+        bad = _overlapping_charts(charts, texel)
+        if not len(bad):
+            return charts
+        charts = _halved(charts, bad)
+    return singled_out(charts, np.isin(charts.chart, bad), texel)
+
+
+def singled_out(charts: Charts, faces: np.ndarray, texel: float) -> Charts:
+    """With each of the faces (F,) bool as a chart of its own: its isometric self, made at least a texel big."""
+    ids = np.flatnonzero(faces)
+    if not len(ids):
+        return charts
+    corners = charts.points[charts.faces[ids]]
+    base = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1).clip(texel)
+    area = np.abs(_signed_areas(corners))
+    height = (2 * area / base).clip(texel, 4 * base)
+    zero = np.zeros_like(base)
+    flat = np.stack([np.stack([zero, zero], 1), np.stack([base, zero], 1), np.stack([base / 2, height], 1)], 1)
+    new_faces, new_chart = charts.faces.copy(), charts.chart.copy()
+    new_faces[ids] = len(charts.points) + np.arange(3 * len(ids)).reshape(-1, 3)
+    new_chart[ids] = charts.chart.max() + 1 + np.arange(len(ids))
+    return _compact(
+        Charts(
+            np.concatenate([charts.points, flat.reshape(-1, 2)]),
+            new_faces,
+            new_chart,
+            np.concatenate([charts.vertex, charts.vertex[charts.faces[ids]].ravel()]),
+        )
+    )
+
+
+def flat_area(charts: Charts) -> float:
+    """Total area of all charts."""
+    return float(np.abs(_signed_areas(charts.points[charts.faces])).sum())
+
+
+def covered_texels(corners: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(face, x, y) of every texel centre (x + 0.5, y + 0.5) further than `margin` inside the triangles (F, 3, 2)."""
+    low = np.ceil(corners.min(1) - 0.5).astype(np.int64)
+    size = np.floor(corners.max(1) - 0.5).astype(np.int64) - low + 1
+    count = size.clip(0).prod(1)
+    out = []
+    for part in np.array_split(np.arange(len(corners)), max(1, int(count.sum() // 4_000_000))):
+        face = np.repeat(part, count[part])
+        k = np.arange(len(face)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
+        x, y = low[face, 0] + k % size[face, 0], low[face, 1] + k // size[face, 0]
+        inside = np.ones(len(face), bool)
+        for i in range(3):
+            a, b = corners[:, i], corners[:, (i + 1) % 3]
+            d = b - a
+            length = np.linalg.norm(d, axis=1).clip(1e-30)
+            n = np.stack([-d[:, 1], d[:, 0]], 1) / length[:, None]
+            offset = (n * a).sum(1)
+            inside &= n[face, 0] * (x + 0.5) + n[face, 1] * (y + 0.5) - offset[face] > margin
+        out.append((face[inside], x[inside], y[inside]))
+    face, x, y = (np.concatenate(column) for column in zip(*out, strict=True))
+    return face, x, y
+
+
+def _overlapping_charts(charts: Charts, texel: float) -> np.ndarray:
+    """Labels of the charts in which some texel centre lies in two faces."""
+    corners = charts.points[charts.faces] / texel
+    face, x, y = covered_texels(corners, margin=0.01)
+    if not len(face):
+        return np.zeros(0, np.int64)
+    x, y = x - x.min(), y - y.min()
+    key = (charts.chart[face] * (y.max() + 1) + y) * (x.max() + 1) + x
+    key, order = np.sort(key), np.argsort(key, kind="stable")
+    twice = np.flatnonzero(key[1:] == key[:-1])
+    return np.unique(charts.chart[face[order[twice]]])
+
+
+def _halved(charts: Charts, labels: np.ndarray) -> Charts:
+    """With each named chart cut in two along its longer side, at the median face."""
+    chart, following = charts.chart.copy(), int(charts.chart.max()) + 1
+    centres = charts.points[charts.faces].mean(1)
+    order = np.argsort(charts.chart, kind="stable")
+    first, last = (np.searchsorted(charts.chart[order], labels, side) for side in ("left", "right"))
+    for i, (a, b) in enumerate(zip(first, last, strict=True)):
+        ids = order[a:b]
+        c = centres[ids]
+        axis = int(np.argmax(np.ptp(c, axis=0)))
+        chart[ids[np.argsort(c[:, axis], kind="stable")[len(ids) // 2 :]]] = following + i
+    key = np.stack([np.repeat(chart, 3), charts.faces.ravel()], 1)
+    key, inverse = np.unique(key, axis=0, return_inverse=True)
+    return Charts(charts.points[key[:, 1]], inverse.reshape(-1, 3), chart, charts.vertex[key[:, 1]])
+
+
+def _compact(charts: Charts) -> Charts:
+    """Without points that no face names, charts numbered 0.. without gaps."""
+    used, faces = np.unique(charts.faces, return_inverse=True)
+    _, chart = np.unique(charts.chart, return_inverse=True)
+    return Charts(charts.points[used], faces.reshape(-1, 3), chart.reshape(-1), charts.vertex[used])
+
+
+def _sides(normals: np.ndarray, faces: np.ndarray, rounds: int = 4) -> np.ndarray:
+    """(F,) 0..5 for +x +y +z -x -y -z: the axis of the smoothed normal, where the face itself leans that way enough."""
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    unit = normals / length.clip(1e-30)
+    F = len(faces)
+    a, b = _neighbours(faces)
+    graph = coo_matrix((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), (F, F)).tocsr()
+    smooth = normals.copy()
+    for _ in range(rounds):
+        smooth = smooth + graph @ smooth
+    smooth_side = np.concatenate([smooth, -smooth], 1).argmax(1)
+    own = np.concatenate([unit, -unit], 1)
+    return np.where(own[np.arange(F), smooth_side] > 0.35, smooth_side, own.argmax(1))
+
+
+def _patches(faces: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """(F,) label of the patch: faces of one side joined over edges."""
+    a, b = _neighbours(faces)
+    same = side[a] == side[b]
+    graph = coo_matrix((np.ones(same.sum(), np.int8), (a[same], b[same])), (len(faces), len(faces)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _neighbours(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of faces that share an edge."""
+    V = int(faces.max()) + 1
+    a, b = faces.ravel(), np.roll(faces, -1, 1).ravel()
+    key = np.minimum(a, b) * V + np.maximum(a, b)
+    order = np.argsort(key, kind="stable")
+    twin = np.flatnonzero(key[order][1:] == key[order][:-1])
+    return order[twin] // 3, order[twin + 1] // 3
+
+
+def _edge_graph(faces: np.ndarray, n: int):
+    rows, cols = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
+    return coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), (n, n))
+
+
+def _signed_areas(corners: np.ndarray) -> np.ndarray:
+    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2
+
+
+def _longest_edge(corners: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(corners - np.roll(corners, -1, 1), axis=2).max(1)

@@ -1,0 +1,129 @@
+"""A UV atlas for any mesh: xatlas makes the charts, we repair and pack them.
+
+xatlas's time grows faster than the mesh and it may crash, so the mesh is cut into spatial parts of a few thousand
+faces, each unwrapped in a child process of its own, several at a time. A part whose child fails gets planar charts of
+our own. Every atlas is checked and repaired before it is returned.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.charts import Charts, flat_area, from_points, joined, projected, repaired, singled_out
+from viewmesh.geometry.mesh import Mesh
+from viewmesh.geometry.pack import pack
+
+PART_FACES = 4000
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """uvs: (T, 2) float32 in [0, 1], (0, 0) the image's top-left corner; uv_faces: (F, 3) int64, one row per face of
+    the mesh; vertex_of_uv: (T,) int64, the mesh vertex that each UV belongs to.
+
+    Seen in the image, every face is counter-clockwise, as it is seen from outside: no chart is mirrored.
+    """
+
+    uvs: Tensor  # (T, 2)
+    uv_faces: Tensor  # (F, 3)
+    vertex_of_uv: Tensor  # (T,)
+
+
+def unwrap(
+    mesh: Mesh, texture_size: int, *, padding: int = 4, timeout_s: float = 120, fallback_only: bool = False
+) -> Atlas:
+    """UVs for every face: of positive area, in [0, 1], not overlapping on a texture_size square, charts `padding` texels
+    apart (fewer only if the charts would not fit otherwise).
+
+    timeout_s: for all of xatlas's work; parts not done by then get planar charts, as all do with `fallback_only`.
+    Degenerate faces get a texel-sized triangle of their own. Faces keep their order. Same mesh, same atlas, unless a
+    part ran out of time.
+    """
+    mesh.validate()
+    vertices = mesh.vertices.detach().cpu().numpy().astype(np.float64)
+    vertices = (vertices - vertices.mean(0)) / max(float(np.ptp(vertices, axis=0).max()), 1e-30)
+    faces = mesh.faces.cpu().numpy()
+    parts = _spatial_parts(vertices[faces].mean(1))
+    charts = _in_old_order(_charts_of_parts(vertices, faces, parts, timeout_s, fallback_only), np.concatenate(parts))
+    texel = max(np.sqrt(flat_area(charts) / 0.7), 1e-9) / texture_size
+    charts = repaired(charts, texel)
+    for _ in range(4):
+        uvs = np.clip(pack(charts, texture_size, padding), 0, 1).astype(np.float32)
+        uvs[:, 1] = 1 - uvs[:, 1]
+        flat = _not_counter_clockwise(uvs, charts.faces)  # slivers that float32 has lost
+        if not flat.any():
+            break
+        charts = singled_out(charts, flat, texel)
+    device = mesh.vertices.device
+    return Atlas(
+        torch.from_numpy(uvs).to(device),
+        torch.from_numpy(charts.faces.astype(np.int64)).to(device),
+        torch.from_numpy(charts.vertex.astype(np.int64)).to(device),
+    )
+
+
+def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bool) -> Charts:
+    deadline = time.monotonic() + timeout_s
+
+    def one(part: np.ndarray) -> Charts:
+        used, local = np.unique(faces[part], return_inverse=True)
+        local = local.reshape(-1, 3)
+        charts = None if fallback_only else _xatlas(vertices[used], local, deadline)
+        charts = charts or projected(vertices[used], local)
+        return Charts(charts.points, charts.faces, charts.chart, used[charts.vertex])
+
+    with ThreadPoolExecutor(max_workers=max(1, min(len(parts), len(os.sched_getaffinity(0))))) as pool:
+        return joined(list(pool.map(one, parts)))
+
+
+def _xatlas(vertices: np.ndarray, faces: np.ndarray, deadline: float) -> Charts | None:
+    """xatlas's charts of one part, or None if its process crashed, ran out of time or gave something else."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        return None
+    with tempfile.TemporaryDirectory(prefix="viewmesh-unwrap-") as folder:
+        source, target = Path(folder, "in.npz"), Path(folder, "out.npz")
+        np.savez(source, vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
+        command = [sys.executable, "-m", "viewmesh.geometry.xatlas_child", str(source), str(target)]
+        try:
+            subprocess.run(command, check=True, timeout=remaining, capture_output=True)
+            with np.load(target) as out:
+                points, uv_faces, vertex = out["points"], out["faces"].astype(np.int64), out["vertex"].astype(np.int64)
+        except (subprocess.SubprocessError, OSError, KeyError, ValueError):
+            return None
+    same = uv_faces.shape == faces.shape and bool((vertex[uv_faces] == faces).all())
+    return from_points(points, uv_faces, vertex) if same and bool(np.isfinite(points).all()) else None
+
+
+def _spatial_parts(centres: np.ndarray) -> list[np.ndarray]:
+    """Face indices in parts of at most PART_FACES, by halving the longest side at the median."""
+
+    def split(ids: np.ndarray) -> list[np.ndarray]:
+        if len(ids) <= PART_FACES:
+            return [ids]
+        axis = int(np.argmax(np.ptp(centres[ids], axis=0)))
+        ids = ids[np.argsort(centres[ids, axis], kind="stable")]
+        return split(np.sort(ids[: len(ids) // 2])) + split(np.sort(ids[len(ids) // 2 :]))
+
+    return split(np.arange(len(centres)))
+
+
+def _in_old_order(charts: Charts, order: np.ndarray) -> Charts:
+    faces, chart = np.empty_like(charts.faces), np.empty_like(charts.chart)
+    faces[order], chart[order] = charts.faces, charts.chart
+    return Charts(charts.points, faces, chart, charts.vertex)
+
+
+def _not_counter_clockwise(uvs: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    p = uvs.astype(np.float64)[faces]
+    a, b = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0] >= 0  # v grows downwards
