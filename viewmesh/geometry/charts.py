@@ -8,8 +8,11 @@ except the length of a texel.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+
+from viewmesh.geometry.texels import texels_inside
 
 
 @dataclass(frozen=True)
@@ -108,33 +111,10 @@ def flat_area(charts: Charts) -> float:
     return float(np.abs(_signed_areas(charts.points[charts.faces])).sum())
 
 
-def covered_texels(corners: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(face, x, y) of every texel centre (x + 0.5, y + 0.5) further than `margin` inside the triangles (F, 3, 2)."""
-    low = np.ceil(corners.min(1) - 0.5).astype(np.int64)
-    size = np.floor(corners.max(1) - 0.5).astype(np.int64) - low + 1
-    count = size.clip(0).prod(1)
-    out = []
-    for part in np.array_split(np.arange(len(corners)), max(1, int(count.sum() // 4_000_000))):
-        face = np.repeat(part, count[part])
-        k = np.arange(len(face)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
-        x, y = low[face, 0] + k % size[face, 0], low[face, 1] + k // size[face, 0]
-        inside = np.ones(len(face), bool)
-        for i in range(3):
-            a, b = corners[:, i], corners[:, (i + 1) % 3]
-            d = b - a
-            length = np.linalg.norm(d, axis=1).clip(1e-30)
-            n = np.stack([-d[:, 1], d[:, 0]], 1) / length[:, None]
-            offset = (n * a).sum(1)
-            inside &= n[face, 0] * (x + 0.5) + n[face, 1] * (y + 0.5) - offset[face] > margin
-        out.append((face[inside], x[inside], y[inside]))
-    face, x, y = (np.concatenate(column) for column in zip(*out, strict=True))
-    return face, x, y
-
-
 def _overlapping_charts(charts: Charts, texel: float) -> np.ndarray:
     """Labels of the charts in which some texel centre lies in two faces."""
     corners = charts.points[charts.faces] / texel
-    face, x, y = covered_texels(corners, margin=0.01)
+    face, x, y = (t.numpy() for t in texels_inside(torch.from_numpy(corners), margin=0.01)[:3])
     if not len(face):
         return np.zeros(0, np.int64)
     x, y = x - x.min(), y - y.min()
