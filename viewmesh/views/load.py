@@ -23,8 +23,10 @@ from viewmesh.views.grabcut import from_border
 from viewmesh.views.images import read_mask, read_photo
 from viewmesh.views.lens import Lens
 from viewmesh.views.limits import Limits
+from viewmesh.views.multiview_masks import Sparse, find_object, multiview_masks
 from viewmesh.views.normalise import normalise
 from viewmesh.views.photo import Photo, padded, shrunk, undistorted
+from viewmesh.views.pose import SFM_SIZE, Posed, pose
 from viewmesh.views.viewset import CameraSource, MaskSource, ViewSet
 
 MAX_SIZE = 1024
@@ -65,24 +67,56 @@ def load_views(
     """
     with _work_folder(workdir) as work, _opened(Path(source), limits, work) as folder:
         plan = plan_views(folder, rules, limits)
-        photos, mask_source = read_photos(plan, rules, limits, max_size, progress, cancelled)
+        by_sfm = plan.camera_source == "sfm"
+        side = max(max_size, SFM_SIZE) if by_sfm else max_size
+        photos, mask_source = read_photos(plan, rules, limits, side, progress, cancelled)
+        posed = pose(photos, work, limits, progress, cancelled) if by_sfm else None
+    if posed is not None:
+        photos = posed.photos
     width, height = (max(p.size[i] for p in photos) for i in (0, 1))
     photos = [padded(p, width, height) for p in photos]
-    cameras = None if plan.camera_source is None else _cameras(photos)
-    photos = _masked(photos, mask_source, progress, cancelled)
+    hints = _hints(plan, posed)
+    photos = _masked(photos, mask_source, hints, progress, cancelled)
+    photos = [shrunk(p, max_size) for p in photos]
     views = ViewSet(
         names=tuple(p.name for p in photos),
         images=_images(photos),
-        cameras=cameras,
+        cameras=None if plan.camera_source is None else _cameras(photos),
         depths=_depths(photos),
         camera_source=plan.camera_source,
         mask_source=mask_source,
-        warnings=plan.warnings,
+        warnings=plan.warnings + (() if posed is None else _unposed_warning(posed)),
     )
-    if cameras is None:
-        return views
-    aabb = None if plan.camera_file is None or plan.camera_file.aabb is None else torch.tensor(plan.camera_file.aabb)
-    return _normalised(views, rules, aabb)
+    return views if views.cameras is None else _normalised(views, rules, hints)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known of the scene besides its views, in world units. aabb: (2, 3), declared. up: (3,).
+    floor: (4,) plane. sparse: the points of structure from motion."""
+
+    aabb: Tensor | None = None
+    up: Tensor | None = None
+    floor: Tensor | None = None
+    sparse: Sparse | None = None
+
+
+def _hints(plan: Plan, posed: Posed | None) -> Hints:
+    if posed is not None:
+        cameras = _cameras(posed.photos)
+        sparse = Sparse(posed.points, posed.seen, posed.pixels)
+        floor = find_object(cameras, sparse).floor
+        if floor is not None:
+            return Hints(None, torch.from_numpy(floor[:3]), torch.from_numpy(floor), sparse)
+        return Hints(None, cameras.world_from_camera[:, :3, 1].mean(0), None, sparse)
+    if plan.camera_source == "canonical6":
+        return Hints(up=torch.tensor([0.0, 1.0, 0.0]))
+    aabb = None if plan.camera_file is None or plan.camera_file.aabb is None else plan.camera_file.aabb
+    return Hints(aabb=None if aabb is None else torch.from_numpy(aabb))
+
+
+def _unposed_warning(posed: Posed) -> tuple[str, ...]:
+    return tuple(f"{name}: structure from motion could not pose this view; it is left out." for name in posed.unposed)
 
 
 def plan_views(folder: Path, rules: ViewRules, limits: Limits) -> Plan:
@@ -190,25 +224,35 @@ def _camera_source(files: Files, rules: ViewRules) -> CameraSource | None:
     return "canonical6" if rules.rig == "canonical6" else "sfm"
 
 
-def _masked(photos: list[Photo], source: MaskSource, progress: Progress, cancelled: Callable[[], bool]) -> list[Photo]:
+def _masked(
+    photos: list[Photo], source: MaskSource, hints: Hints, progress: Progress, cancelled: Callable[[], bool]
+) -> list[Photo]:
+    """The photos with the masks that had to be found."""
     if source == "rembg":
         return masking.by_matting(photos)
     if source != "grabcut":
         return photos
-    cut = []
-    for i, photo in enumerate(photos):
-        check(cancelled)
-        progress("mask", i + 1, len(photos))
-        cut.append(replace(photo, coverage=from_border(photo.rgb)))
-    return cut
+    if photos[0].world_from_camera is None:
+        masks = []
+        for i, photo in enumerate(photos):
+            check(cancelled)
+            progress("mask", i + 1, len(photos))
+            masks.append(from_border(photo.rgb))
+    else:
+        images = [p.rgb for p in photos]
+        masks = multiview_masks(images, _cameras(photos), hints.sparse, progress, cancelled)
+    return [replace(p, coverage=m) for p, m in zip(photos, masks, strict=True)]
 
 
-def _normalised(views: ViewSet, rules: ViewRules, aabb: Tensor | None) -> ViewSet:
+def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:
     """The views moved from the input's world to the scene frame."""
     assert views.cameras is not None
     masks = None if views.mask_source == "none" else views.images[..., 3].float() / 255
-    up = "+y" if views.camera_source == "canonical6" and rules.up == "auto" else rules.up
-    found = normalise(views.cameras, masks, up=up, depths=views.depths, aabb=aabb, names=views.names)
+    found = normalise(
+        views.cameras, masks, up=rules.up, depths=views.depths, aabb=hints.aabb, up_direction=hints.up,
+        floor=hints.floor, points=None if hints.sparse is None else torch.from_numpy(hints.sparse.points),
+        names=views.names,
+    )  # fmt: skip
     moved = views.moved(torch.linalg.inv(found.world_from_scene))
     moved = replace(moved, world_from_scene=found.world_from_scene, warnings=views.warnings + found.warnings)
     check_depths(moved)

@@ -36,12 +36,14 @@ def normalise(
     aabb: Tensor | None = None,
     up_direction: Tensor | None = None,
     floor: Tensor | None = None,
+    points: Tensor | None = None,
     names: tuple[str, ...] = (),
 ) -> Normalisation:
-    """The scene frame of posed views, from the first of these that is given: masks, depths, aabb, the cameras alone.
+    """The scene frame of posed views, from the first of these that is given: masks, depths, points, aabb, the cameras.
 
-    masks: (N, H, W) in [0, 1]. depths: (N, H, W) z-depth. aabb: (2, 3). up_direction: (3,), overrides `auto`.
-    floor: (4,) plane n.x + d = 0 that the object stands on, n up: nothing below it counts. All in world units.
+    masks: (N, H, W) in [0, 1]. depths: (N, H, W) z-depth. points: (P, 3) on surfaces in view. aabb: (2, 3).
+    up_direction: (3,), what `auto` means. floor: (4,) plane n.x + d = 0 that the object stands on, n up: nothing below
+    it counts. All in world units.
     Raises InputError if the cameras do not look at a common place or the masks agree on no volume.
     """
     turn = rotation_to_y(up_of(cameras, up, up_direction))
@@ -60,6 +62,8 @@ def normalise(
         bounds = _depth_bounds(turned, depths)
     else:
         bounds = _declared_bounds(turned, aabb, turn)
+        if points is not None:
+            bounds = _point_bounds(bounds, points.double() @ turn[:3, :3].T)
     center, size = bounds.mean(0), float((bounds[1] - bounds[0]).max())
     turned_from_scene = torch.eye(4, dtype=torch.float64)
     turned_from_scene[:3, :3] *= size / LONGEST_SIDE
@@ -222,6 +226,14 @@ def _depth_bounds(cameras: Cameras, depths: Tensor) -> Tensor:
     if not bool((high - low).max() > 0):
         raise InputError("all depth values are one point; check depth_unit_scale and the depth maps.")
     return torch.stack([low, high])
+
+
+def _point_bounds(region: Tensor, points: Tensor) -> Tensor:
+    """Bounds of the points within the region that the cameras look at; the region itself if they are few."""
+    inside = points[((points >= region[0]) & (points <= region[1])).all(-1)]
+    if len(inside) < 50:
+        return region
+    return torch.stack([torch.quantile(inside, 0.01, dim=0), torch.quantile(inside, 0.99, dim=0)])
 
 
 def _declared_bounds(cameras: Cameras, aabb: Tensor | None, turn: Tensor) -> Tensor:
