@@ -1,0 +1,98 @@
+"""One attention function, and the shapes in which the networks call it.
+
+Tokens of several items lie one after another in a row of L; `counts` says how many belong to each. A leading dimension
+P holds passes over the same tokens (the conditioned and the unconditioned pass of guidance).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# cuDNN's kernel is the fastest on Hopper; where it cannot run, the next one does
+_FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D) v for q (B, L, H, D), k and v (B, T, H, D); mask (B, 1, 1, T) true where a key counts."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if q.is_cuda and mask is None and q.dtype != torch.float32:
+        with sdpa_kernel(_FASTEST_FIRST, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Sequence[int]) -> Tensor:
+    """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), sum(counts) = L."""
+    if len(counts) == 1:
+        return attend(q, k, v)
+    if len(set(counts)) == 1:  # equal items are a batch
+        shape = (q.shape[0] * len(counts), counts[0], *q.shape[2:])
+        return attend(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape)
+    parts = zip(*(t.split(list(counts), 1) for t in (q, k, v)), strict=True)
+    return torch.cat([attend(*part) for part in parts], 1)
+
+
+def attend_to_context(q: Tensor, kv: Tensor, counts: Sequence[int]) -> Tensor:
+    """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
+    items = zip(q.split(list(counts), 1), kv.unbind(1), strict=True) if len(counts) > 1 else [(q, kv[:, 0])]
+    outputs = []
+    for item_q, item_kv in items:
+        total: Tensor | None = None
+        for view in item_kv.unbind(1):
+            out = attend(item_q, view[:, 0], view[:, 1])
+            total = out if total is None else total + out
+        assert total is not None
+        outputs.append(total / item_kv.shape[1] if item_kv.shape[1] > 1 else total)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+@dataclass(frozen=True)
+class WindowBucket:
+    """Windows of at most m tokens. rows: (W, m) token rows, 0 where padded; mask: (W, 1, 1, m) true where real.
+
+    slots: the flat positions in (W, m) that are real, tokens: the row of each.
+    """
+
+    rows: Tensor
+    mask: Tensor
+    slots: Tensor
+    tokens: Tensor
+
+
+def window_buckets(window: Tensor, smallest: int = 32) -> list[WindowBucket]:
+    """Groups tokens by window id (L,), padding each window to the next power of two; one device-to-host copy."""
+    order = window.argsort(stable=True)
+    _, count = torch.unique_consecutive(window[order], return_counts=True)
+    start = count.cumsum(0) - count
+    sizes = count.tolist()
+    buckets, low, m = [], 0, smallest
+    while low < max(sizes):
+        chosen = [i for i, n in enumerate(sizes) if low < n <= m]
+        if chosen:
+            pick = torch.tensor(chosen, device=window.device)
+            at = torch.arange(m, device=window.device)
+            real = at < count[pick][:, None]  # (W, m)
+            rows = order[torch.where(real, start[pick][:, None] + at, 0)]
+            slots = real.flatten().nonzero()[:, 0]
+            buckets.append(WindowBucket(rows, real[:, None, None], slots, rows.flatten()[slots]))
+        low, m = m, m * 2
+    return buckets
+
+
+def attend_within_windows(qkv: Tensor, buckets: Sequence[WindowBucket]) -> Tensor:
+    """Self-attention of each window's tokens among themselves; qkv (L, 3, H, D) to (L, H, D)."""
+    out = torch.empty_like(qkv[:, 0])
+    for bucket in buckets:
+        q, k, v = qkv[bucket.rows].unbind(2)  # (W, m, H, D)
+        attended = attend(q, k, v, bucket.mask).flatten(0, 1)
+        out[bucket.tokens] = attended[bucket.slots]
+    return out
