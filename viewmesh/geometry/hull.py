@@ -18,14 +18,16 @@ def visual_hull(
     bounds: Tensor,
     *,
     device: torch.device | str = "cpu",
+    seen_by: float = 0.0,
 ) -> Tensor:
     """Soft agreement, in [0, 1], that a voxel is inside every mask that sees it.
 
     masks: (N, H, W) in [0, 1]; H, W may differ from the cameras' (the intrinsics are scaled). bounds: (2, 3) lower
     and upper corner in the cameras' world. Returns (R, R, R) float32 indexed [x, y, z], sampled at the voxel centres
-    bounds[0] + (i + 0.5) / R * (bounds[1] - bounds[0]): see `hull_at` for the values.
+    bounds[0] + (i + 0.5) / R * (bounds[1] - bounds[0]): see `hull_at` for the values and `seen_by`.
     """
-    return hull_at(cameras, masks, voxel_centers(resolution, bounds.to(device))).reshape((resolution,) * 3)
+    points = voxel_centers(resolution, bounds.to(device))
+    return hull_at(cameras, masks, points, seen_by=seen_by).reshape((resolution,) * 3)
 
 
 def voxel_centers(resolution: int, bounds: Tensor) -> Tensor:
@@ -36,28 +38,31 @@ def voxel_centers(resolution: int, bounds: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-def hull_at(cameras: Cameras, masks: Tensor, points: Tensor) -> Tensor:
+def hull_at(cameras: Cameras, masks: Tensor, points: Tensor, *, seen_by: float = 0.0) -> Tensor:
     """The least mask value over the views that see each point; points (P, 3) in the cameras' world, returns (P,).
 
     A view that has the point outside its image or behind it says nothing about it. A point that no view sees is 0:
-    nothing speaks for it. Agreement below 0.001 is returned as 0.
+    nothing speaks for it. So is one that less than the share `seen_by` of the views see: where most cameras do not
+    look, a few masks cross by chance. Agreement below 0.001 is returned as 0.
     """
     H, W = masks.shape[-2:]
     device, cameras = points.device, cameras.resized(H, W)
     agreement = torch.zeros(len(points), dtype=torch.float32, device=device)
     alive = torch.arange(len(points), device=device)
     least = torch.full((len(points),), 2.0, device=device)  # 2 = not yet seen
+    seeing = torch.zeros(len(points), device=device)
     for n in range(len(cameras)):
         values, seen = _looked_up(cameras[n], masks[n].to(device, torch.float32), points[alive])
         least = torch.where(seen, torch.minimum(least, values), least)
+        seeing += seen
         keep = least > NEGLIGIBLE
-        alive, least = alive[keep], least[keep]
-    agreement[alive] = torch.where(least > 1, 0.0, least)
+        alive, least, seeing = alive[keep], least[keep], seeing[keep]
+    agreement[alive] = torch.where(seeing >= max(1.0, seen_by * len(cameras)), least, 0.0)
     return agreement
 
 
 def agreeing_views(cameras: Cameras, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each point (P, 3): how many views hold it inside their mask (>= 0.5), and how many see it at all; (P,) each."""
+    """How many views hold each point (P, 3) inside their mask (>= 0.5), and how many see it at all; (P,) each."""
     H, W = masks.shape[-2:]
     cameras = cameras.resized(H, W)
     inside = torch.zeros(len(points), device=points.device)

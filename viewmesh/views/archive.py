@@ -1,4 +1,4 @@
-"""A view set in one file: the zip that users send, unpacked with suspicion, and the safetensors that the service keeps."""
+"""A view set in one file: the zip that users send, unpacked with suspicion; the safetensors that the service keeps."""
 
 import json
 import lzma
@@ -184,8 +184,8 @@ def load_viewset(path: Path) -> ViewSet:
         images, pose = tensors["images"], tensors.get("cameras.world_from_camera")
         cameras = None
         if pose is not None:
-            intrinsics = [tensors[f"cameras.{k}"] for k in CAMERA_FIELDS]
-            cameras = Cameras(pose, *intrinsics, images.shape[1], images.shape[2])
+            fx, fy, cx, cy = (tensors[f"cameras.{k}"] for k in CAMERA_FIELDS)
+            cameras = Cameras(pose, fx, fy, cx, cy, images.shape[1], images.shape[2])
         return ViewSet(
             names=tuple(words["names"]),
             images=images,

@@ -23,6 +23,10 @@ MODELS: dict[str, LensModel] = {
     "PINHOLE": "pinhole", "SIMPLE_PINHOLE": "pinhole", "OPENCV": "opencv", "SIMPLE_RADIAL": "opencv",
     "RADIAL": "opencv", "OPENCV_FISHEYE": "fisheye", "FISHEYE": "fisheye",
 }  # fmt: skip
+LENS_FIELDS = (
+    "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "camera_model", "is_fisheye",
+    "k1", "k2", "k3", "k4", "p1", "p2",
+)  # fmt: skip
 FARTHEST = 1e6  # world units; beyond it float32 has nothing left of an object
 RIGID_TOLERANCE = 1e-2
 Z_DEPTH = ("z", "z-depth", "z_depth", "depth", "planar")
@@ -108,7 +112,7 @@ def _frame(frame: Any, index: int, top: dict, name: str) -> Frame:
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str) or not frame["file_path"].strip():
         raise InputError(f"frame {index} has no file_path; name its image, such as views/view_00.png.", file=name)
     where = f"{name}, frame {shown(frame['file_path'])}"
-    fields = {**top, **frame}
+    fields = {k: v for part in (top, frame) for k in LENS_FIELDS if (v := part.get(k)) is not None}
     w, h = (_optional_number(fields, (k,), where) for k in ("w", "h"))
     if (w is None) != (h is None) or (w is not None and h is not None and not (1 <= w <= 1e5 and 1 <= h <= 1e5)):
         raise InputError("w and h are not an image's size; give both in pixels, or neither.", file=where)

@@ -52,7 +52,11 @@ def resolve(root: Path, file_path: str, camera_file: str) -> str:
             "views/view_00.png.",
             file=camera_file,
         )
-    if not path.parts or len(name) > 1000 or any(len(p.encode(errors="replace")) > 250 for p in path.parts):
+    if (
+        not path.parts
+        or len(name.encode(errors="replace")) > 1000
+        or any(len(p.encode(errors="replace")) > 250 for p in path.parts)
+    ):
         raise InputError(f"{shown(file_path)!r} is not a file name; name an image.", file=camera_file)
     bases = [path, *(PurePosixPath(f) / path for f in VIEW_FOLDERS)]
     bases += [PurePosixPath(f) / path.name for f in VIEW_FOLDERS]

@@ -24,8 +24,8 @@ def cut(rgb: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray:
     if foreground.sum() < 10 or (~foreground).sum() < 10:
         return foreground
     cv2.setRNGSeed(0)  # its k-means draws from OpenCV's global generator
-    cv2.grabCut(np.ascontiguousarray(rgb[..., ::-1]), labels, None, np.zeros((1, 65)), np.zeros((1, 65)), iterations,
-                cv2.GC_INIT_WITH_MASK)  # fmt: skip
+    bgr, models = np.ascontiguousarray(rgb[..., ::-1]), (np.zeros((1, 65)), np.zeros((1, 65)))
+    cv2.grabCut(bgr, labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
     return clean((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
 
 

@@ -87,7 +87,7 @@ def _decoded(path: Path, name: str, limits: Limits, formats: tuple[str, ...] = F
             with Image.open(path, formats=formats) as image:
                 _check_size(image, name, limits)
                 image.load()
-                return image.copy() if image.fp is None else image
+                return image
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -111,7 +111,7 @@ def _check_size(image: Image.Image, name: str, limits: Limits) -> None:
             "give a larger one.",
             file=name,
         )
-    if getattr(image, "n_frames", 1) != 1:
+    if getattr(image, "n_frames", 1) != 1 and image.format != "MPO":  # phones add gain maps to a JPEG, as MPO
         raise InputError("the image is animated; save one frame of it as a still image.", file=name)
 
 

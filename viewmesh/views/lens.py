@@ -43,7 +43,7 @@ class Lens:
 
 
 def distorted_pixels(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel of the undistorted image lies in the photo: x, y (H, W) float32, -1e4 where the lens saw nothing.
+    """Where each pixel of the undistorted image lies in the photo: x, y (H, W) float32; -1e4 where it saw nothing.
 
     The undistorted image keeps the lens's focal length, principal point and size.
     """

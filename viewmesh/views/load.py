@@ -161,20 +161,20 @@ def read_photos(
 ) -> tuple[list[Photo], MaskSource]:
     """Decodes every view with its mask, depth and lens, undistorted and no larger than max_size."""
     photos: list[Photo] = []
-    alphas: dict[str, np.ndarray | None] = {}
+    alphas: dict[str, bool] = {}
     for i in range(len(plan.views)):
         check(cancelled)
         progress("read", i + 1, len(plan.views))
-        photo, alpha = _read_photo(plan, i, rules, limits)
+        photo, has_alpha = _read_photo(plan, i, rules, limits)
         photo = shrunk(undistorted(photo), max_size)
         photos.append(photo)
-        alphas[photo.name] = alpha
-    return photos, masking.choose(rules, None if plan.masks is None else [], alphas)
+        alphas[photo.name] = has_alpha
+    return photos, masking.choose(rules, plan.masks is not None, alphas)
 
 
-def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[Photo, np.ndarray | None]:
-    """View i at full size, its coverage from the mask file or alpha if the rules allow; and its alpha if it says
-    anything."""
+def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[Photo, bool]:
+    """View i at full size, its coverage from the mask file or alpha if the rules allow; and whether it has an alpha
+    that says anything."""
     name = plan.views[i]
     frame = None if plan.frames is None else plan.frames[i]
     pixels = read_photo(plan.root / name, name, limits, None if frame is None else frame.declared_size)
@@ -202,7 +202,7 @@ def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[P
     masking.check_not_empty(photo, mask_name)
     if plan.depths is not None:
         photo = read_depth(photo, plan.root / plan.depths[i], plan.depths[i], plan.camera_file, rules, limits)
-    return photo, alpha
+    return photo, alpha is not None
 
 
 def _on_rig(photo: Photo, i: int) -> Photo:

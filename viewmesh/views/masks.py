@@ -13,13 +13,13 @@ from viewmesh.views.viewset import MaskSource
 EMPTY = 1 / 5000  # share of the image below which a mask shows no object
 
 
-def choose(rules: ViewRules, masks: list[np.ndarray] | None, alphas: dict[str, np.ndarray | None]) -> MaskSource:
-    """What rules.mask means for this view set. alphas: by view, None where the file has no (or an all-opaque) alpha.
+def choose(rules: ViewRules, has_masks: bool, alphas: dict[str, bool]) -> MaskSource:
+    """What rules.mask means for this view set. alphas: by view, False where the file has no (or an all-opaque) alpha.
 
     Raises InputError if the rule asks for what is not there.
     """
-    opaque = [name for name, alpha in alphas.items() if alpha is None]
-    if rules.mask == "masks" and masks is None:
+    opaque = [name for name, has_alpha in alphas.items() if not has_alpha]
+    if rules.mask == "masks" and not has_masks:
         raise InputError(
             "the rule mask: masks needs files there; add one mask per view, white where the object is.", file="masks/"
         )
@@ -31,7 +31,7 @@ def choose(rules: ViewRules, masks: list[np.ndarray] | None, alphas: dict[str, n
         )
     if rules.mask != "auto":
         return rules.mask
-    if masks is not None:
+    if has_masks:
         return "masks"
     if opaque and len(opaque) < len(alphas):
         raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
@@ -119,7 +119,7 @@ def _main_cluster(points: np.ndarray, candidates: np.ndarray, center: np.ndarray
     if len(candidates) == 0:
         return candidates
     chosen = points[candidates]
-    pairs = cKDTree(chosen).query_pairs(link, output_type="ndarray")
+    pairs = KDTree(chosen).query_pairs(link, output_type="ndarray")
     ones = np.ones(len(pairs))
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(chosen), len(chosen)))
     _, label = connected_components(graph, directed=False)
@@ -172,7 +172,7 @@ def _first_labels(
 def _hull_labels(
     n: int, mask: np.ndarray, cameras: Cameras, room: Voxels, inside: Tensor, seeing: Tensor
 ) -> np.ndarray:
-    """GrabCut labels of view n from its mask and the other views' hull: never outside it; undecided where they differ."""
+    """GrabCut labels of view n from its mask and the other views' hull: nothing outside it, undecided at its rim."""
     mine, sees = agreeing_views(cameras[n], torch.from_numpy(mask)[None].float(), room.points)
     others = (inside - mine) >= AGREE * (seeing - sees).clamp(min=1)
     hull = _silhouette(cameras[n], room, others.numpy())
@@ -216,4 +216,3 @@ def _small(rgb: np.ndarray) -> np.ndarray:
     h, w = rgb.shape[:2]
     factor = min(1.0, SIDE / max(h, w))
     return cv2.resize(rgb, (max(1, round(w * factor)), max(1, round(h * factor))), interpolation=cv2.INTER_AREA)
-

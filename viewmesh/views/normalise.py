@@ -6,7 +6,9 @@ its longest side 0.9 (so 0.05 of the unit cube is left on each side), and +y up.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from viewmesh.errors import InputError
@@ -18,6 +20,9 @@ from viewmesh.views.consistency import disagreeing_views
 LONGEST_SIDE = 0.9
 GRID = 64
 INSIDE = 0.5
+SEEN_BY = 0.5  # share of the views that must see a voxel for it to count as the object's
+CRUMB = 0.01
+UNIT_CUBE = torch.tensor([[-1.0] * 3, [1.0] * 3], dtype=torch.float64)
 MASK_SIDE = 160  # masks are looked at no finer than this: bounds to about half a percent of the view
 
 
@@ -105,19 +110,22 @@ def hull_bounds(cameras: Cameras, masks: Tensor, floor: Tensor | None = None) ->
     others'. Raises InputError."""
     masks = coarse(masks)
     cameras = cameras.resized(*masks.shape[-2:])
-    center, radius = _region(cameras, masks)
-    bad = disagreeing_views(cameras, masks, torch.stack([center - 1.5 * radius, center + 1.5 * radius]))
+    region = _region(cameras, masks)
+    bad = disagreeing_views(cameras.moved(torch.linalg.inv(region)), masks, 1.5 * UNIT_CUBE)
     if bad:
         kept = [i for i in range(len(cameras)) if i not in bad]
         cameras, masks = cameras[kept], masks[kept]
-        center, radius = _region(cameras, masks)
-    bounds = _carved(cameras, masks, center, radius, floor)
+        region = _region(cameras, masks)
+    radius, center = region[0, 0], region[:3, 3]
+    if floor is not None:  # in units of the region: float32 has its best digits there, whatever the world's units
+        floor = torch.cat([floor[:3], (floor[:3] @ center + floor[3:]) / radius])
+    bounds = _carved(cameras.moved(torch.linalg.inv(region)), masks, floor)
     if bounds is None:
         raise InputError(
             "the masks and cameras agree on no volume; check that transform_matrix is camera to world with OpenGL "
             "axes, that each mask belongs to its view, and that the object is white (255) in it."
         )
-    return bounds, bad
+    return bounds * radius + center, bad
 
 
 def coarse(masks: Tensor, side: int = MASK_SIDE) -> Tensor:
@@ -149,8 +157,9 @@ def center_of_view(cameras: Cameras, targets: Tensor) -> Tensor:
     return torch.linalg.solve(left, (across @ cameras.centers[..., None])[..., 0].sum(0))
 
 
-def _region(cameras: Cameras, masks: Tensor) -> tuple[Tensor, float]:
-    """Centre and half side of a cube that holds the object: what the masks' boxes span at the centre of view."""
+def _region(cameras: Cameras, masks: Tensor) -> Tensor:
+    """(4, 4) float64 from the cube [-1, 1]^3 to one that holds the object: what the masks' boxes span at the centre of
+    view."""
     boxes = _mask_boxes(masks)  # (N, 4) x0 y0 x1 y1
     usable = ~boxes.isnan().any(-1)
     if not usable.any():
@@ -161,7 +170,10 @@ def _region(cameras: Cameras, masks: Tensor) -> tuple[Tensor, float]:
     half_x = (boxes[:, 2] - boxes[:, 0]) / 2 / cameras.fx * depth
     half_y = (boxes[:, 3] - boxes[:, 1]) / 2 / cameras.fy * depth
     half = torch.hypot(half_x, half_y)[depth > 0]
-    return center, float(torch.minimum(half.max(), 2 * half.median()))
+    region = torch.eye(4, dtype=torch.float64)
+    region[:3, :3] *= torch.minimum(half.max(), 2 * half.median())
+    region[:3, 3] = center
+    return region
 
 
 def _depth_of(cameras: Cameras, center: Tensor) -> Tensor:
@@ -185,10 +197,11 @@ def _mask_boxes(masks: Tensor) -> Tensor:
     return boxes
 
 
-def _carved(cameras: Cameras, masks: Tensor, center: Tensor, radius: float, floor: Tensor | None) -> Tensor | None:
-    """Hull bounds by carving a cube, made larger while the hull touches it, then once more finely; None if empty."""
+def _carved(cameras: Cameras, masks: Tensor, floor: Tensor | None) -> Tensor | None:
+    """(2, 3) hull bounds by carving the cube [-1, 1]^3, made larger while the hull touches it, then once
+    more finely; None if empty."""
     for grow in (1.1, 1.7, 2.6):
-        cube = torch.stack([center - grow * radius, center + grow * radius])
+        cube = grow * UNIT_CUBE
         bounds = _occupied(cameras, masks, cube, floor)
         if bounds is None:
             return None
@@ -196,7 +209,7 @@ def _carved(cameras: Cameras, masks: Tensor, center: Tensor, radius: float, floo
         if ((bounds[0] > cube[0] + margin) & (bounds[1] < cube[1] - margin)).all():
             break
     else:  # too few directions to close the hull: what lies within the masks' own extent
-        cube = torch.stack([center - radius, center + radius])
+        cube = UNIT_CUBE
         bounds = torch.stack([torch.maximum(bounds[0], cube[0]), torch.minimum(bounds[1], cube[1])])
     voxel = (cube[1] - cube[0]) / GRID
     finer = torch.stack([bounds[0] - voxel, bounds[1] + voxel])
@@ -208,14 +221,25 @@ def _carved(cameras: Cameras, masks: Tensor, center: Tensor, radius: float, floo
 def _occupied(cameras: Cameras, masks: Tensor, bounds: Tensor, floor: Tensor | None) -> Tensor | None:
     """Bounds of the voxels of a grid over `bounds` that are in the hull, outer edges; None if there are none."""
     points = voxel_centers(GRID, bounds)
-    solid = hull_at(cameras, masks, points) >= INSIDE
+    solid = hull_at(cameras, masks, points, seen_by=SEEN_BY) >= INSIDE
     half = (bounds[1] - bounds[0]) / GRID / 2
     if floor is not None:
         solid &= points.double() @ floor[:3] + floor[3] > -half.max()
-    inside = points[solid].double()
+    inside = points[_without_crumbs(solid)].double()
     if not len(inside):
         return None
     return torch.stack([inside.amin(0) - half, inside.amax(0) + half])
+
+
+def _without_crumbs(solid: Tensor) -> Tensor:
+    """(GRID^3,) bool without the components that are below a hundredth of the largest."""
+    grid = solid.reshape(GRID, GRID, GRID).numpy()
+    labels = np.zeros(grid.shape, np.int32)
+    if ndimage.label(grid, np.ones((3, 3, 3)), output=labels) < 2:  # pyright: ignore[reportOperatorIssue]
+        return solid
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return torch.from_numpy((sizes >= CRUMB * sizes.max())[labels].ravel())
 
 
 def _depth_bounds(cameras: Cameras, depths: Tensor) -> Tensor:

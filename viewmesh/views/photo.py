@@ -46,7 +46,7 @@ def shrunk(photo: Photo, max_size: int) -> Photo:
 
 
 def undistorted(photo: Photo) -> Photo:
-    """The photo as a pinhole of the same focal length would have seen it; pixels the lens did not see are masked out."""
+    """The photo as a pinhole of the same focal length would have seen it; what the lens did not see is masked out."""
     if photo.lens is None or not photo.lens.distorted:
         return photo
     pixels = optics.distorted_pixels(photo.lens)
@@ -75,7 +75,7 @@ def padded(photo: Photo, width: int, height: int) -> Photo:
     return replace(
         photo,
         rgb=pad(photo.rgb),
-        coverage=None if photo.coverage is None else pad(photo.coverage),
+        coverage=pad(np.full_like(photo.rgb[..., 0], 255) if photo.coverage is None else photo.coverage),
         depth=None if photo.depth is None else pad(photo.depth),
         lens=None if photo.lens is None else replace(photo.lens, width=width, height=height),
     )

@@ -42,9 +42,7 @@ class Posed:
     unposed: tuple[str, ...]
 
 
-def pose(
-    photos: list[Photo], work: Path, limits: Limits, progress: Progress, cancelled: Callable[[], bool]
-) -> Posed:
+def pose(photos: list[Photo], work: Path, limits: Limits, progress: Progress, cancelled: Callable[[], bool]) -> Posed:
     """Estimates lenses and poses of photos (all of them without). Where they have masks, features of the object alone
     are tried first (the object may have been turned in front of the camera), then the whole images.
 
@@ -151,7 +149,8 @@ def _posed(photos: list[Photo], model: dict[str, np.ndarray], unposed: tuple[str
     posed, pixels = [], model["pixels"].copy()
     for k, i in enumerate(views):
         f, cx, cy, radial = model["lens"][k].tolist()
-        lens = Lens(f, f, cx, cy, *photos[i].size, "opencv", (radial, 0.0, 0.0, 0.0))
+        width, height = photos[i].size
+        lens = Lens(f, f, cx, cy, width, height, "opencv", (radial, 0.0, 0.0, 0.0))
         m = opengl[k].copy()
         m[:3, 3] *= scale
         of_view = model["seen"][:, 0] == i

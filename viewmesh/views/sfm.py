@@ -36,7 +36,8 @@ def main(folder: Path) -> None:
     _match(pycolmap, folder, threads)
     _say(2, steps)
     model = _map(pycolmap, folder, steps)
-    np.savez(folder / "model.npz", **({} if model is None else _arrays(model, job["names"])))
+    arrays: dict[str, Any] = {} if model is None else _arrays(model, job["names"])
+    np.savez(folder / "model.npz", **arrays)
     _say(steps, steps)
 
 
