@@ -1,0 +1,208 @@
+"""The commands that need no service: reconstruct, render, sample, doctor. Heavy imports happen inside the commands."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from viewmesh.errors import (
+    Cancelled,
+    EmptyReconstruction,
+    InputError,
+    InvalidMesh,
+    MissingModel,
+    OptionError,
+    OutOfMemory,
+    ViewmeshError,
+)
+
+app = typer.Typer(
+    name="viewmesh",
+    help="Photos of an object in, a textured PBR mesh out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# the process's exit code by what went wrong; 130 is what a shell gives a program stopped by Ctrl-C
+EXIT_CODES: dict[type[ViewmeshError], int] = {
+    InputError: 2,
+    OptionError: 2,
+    MissingModel: 3,
+    OutOfMemory: 4,
+    EmptyReconstruction: 5,
+    InvalidMesh: 5,
+    Cancelled: 130,
+}
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """One sentence and a hint on standard error instead of a traceback, and the exit code that belongs to it."""
+    try:
+        yield
+    except ViewmeshError as error:
+        typer.echo(f"viewmesh: {error}", err=True)
+        if error.hint:
+            typer.echo(f"  {error.hint}", err=True)
+        code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
+        raise typer.Exit(code) from error
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+
+    def handler(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        typer.echo("\nStopping after this step; press Ctrl-C again to stop at once.", err=True)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Bar:
+    """A live line on standard error: stage, bar, step, loss, PSNR, time left. It is a viewmesh.progress.Progress."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:>5.0f}/{task.total:<5.0f}"),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Bar":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, step: int, steps: int, **metrics: float) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=steps, metrics="")
+        shown = " ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "psnr") if name in metrics)
+        self._bars.update(self._tasks[stage], completed=step, total=steps, metrics=shown)
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.")],
+    model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
+    preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
+    seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
+    target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
+    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
+    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz.")] = "glb,obj,ply",
+    rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
+    cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
+    mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
+    up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a stopped run left off.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
+) -> None:
+    """Reconstruct a textured mesh from a folder or zip of views."""
+    from pydantic import ValidationError
+
+    from viewmesh.options import Options
+
+    given = {
+        "model": model, "preset": preset, "seed": seed, "target_faces": target_faces, "texture_size": texture_size,
+        "formats": tuple(formats.split(",")), "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
+    }  # fmt: skip
+    with errors_as_sentences():
+        try:
+            options = Options.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise OptionError(f"{name}: {first['msg']}.", hint="See viewmesh reconstruct --help.") from error
+        from viewmesh.reconstruct import reconstruct as run
+
+        with interruptible() as stop:
+            try:
+                if as_json or not sys.stderr.isatty():
+                    files = run(source, out, options, device=device, resume=resume, cancelled=stop.is_set)
+                else:
+                    with Bar() as bar:
+                        files = run(
+                            source, out, options, device=device, resume=resume, progress=bar, cancelled=stop.is_set
+                        )
+            except Cancelled as error:
+                error.hint = f"viewmesh reconstruct {source} -o {out} --resume goes on from here."
+                raise
+    report = json.loads(files["report.json"].read_text())
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for warning in report.get("warnings", []):
+        typer.echo(f"note: {warning}", err=True)
+    typer.echo(f"{files['mesh.glb'] if 'mesh.glb' in files else out}: {report['faces']} faces", err=True)
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where the sample capture goes.")],
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 400,
+) -> None:
+    """Write the sample capture: six canonical RGB-D views, 24 training and 8 test views, masks, ground-truth mesh."""
+    from viewmesh.sample.capture import write_sample
+
+    with errors_as_sentences(), Bar() as bar:
+        write_sample(folder, size=size, progress=bar)
+
+
+@app.command()
+def render(
+    result: Annotated[Path, typer.Argument(help="A folder that viewmesh reconstruct wrote.", exists=True)],
+    cameras: Annotated[Path, typer.Option(help="transforms.json of the cameras to render.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pictures go.")],
+    environment: Annotated[Path | None, typer.Option(help="Another .hdr to light it with.")] = None,
+) -> None:
+    """Render a result from any cameras: RGBA with straight alpha, and 16-bit depth."""
+    from viewmesh.export.rerender import rerender
+
+    with errors_as_sentences():
+        count = rerender(result, cameras, out, environment=environment)
+    typer.echo(f"{count} views in {out}", err=True)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine can run, what is missing, and the command that gets it."""
+    from viewmesh.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([vars(f) for f in findings], indent=2))
+        return
+    for finding in findings:
+        mark = {"ok": "ok     ", "optional": "missing", "problem": "PROBLEM"}[finding.state]
+        typer.echo(f"{mark}  {finding.what}: {finding.detail}")
+        if finding.remedy:
+            typer.echo(f"         {finding.remedy}")
+    if any(f.state == "problem" for f in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,299 @@
+"""START HERE. The optimiser: one mesh, its PBR material and its light, fitted to posed views by differentiable rendering.
+
+    state = start(views, preset, generator)
+    while not state.done:
+        state, metrics = advance(state, seconds=10)
+    mesh = finish(state)
+
+Munkberg et al. 2022, "Extracting Triangular 3D Models, Materials, and Lighting From Images" (nvdiffrec), with a start from
+the visual hull or depth instead of noise. A State is a value: advancing makes another one, saving and loading one and
+going on gives, on a CPU, bit for bit what not stopping would have given. Randomness comes from a seed and the step's
+number alone.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from viewmesh.errors import InputError
+from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
+from viewmesh.nvdiffrec.memory import check_memory
+from viewmesh.nvdiffrec.optim import Moments, Variables, zero_moments
+from viewmesh.nvdiffrec.presets import Preset
+from viewmesh.nvdiffrec.problem import Problem
+from viewmesh.nvdiffrec.shape import BAND_EVERY
+from viewmesh.nvdiffrec.shape_pass import new_variables, shape_step
+from viewmesh.nvdiffrec.surface import Surface, from_mesh, from_shape
+from viewmesh.nvdiffrec.texture_pass import texture_step
+from viewmesh.progress import Progress, check, never, silent
+from viewmesh.render.light import latlong
+from viewmesh.render.rasterizer import topology
+from viewmesh.views.viewset import ViewSet
+
+Phase = Literal["shape", "unwrap", "texture", "done"]
+Metrics = dict[str, float]
+FORMAT = 1  # of the saved state
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a fit stands. `step` counts within the phase; `band` (T,) bool is the part of the lattice looked at."""
+
+    problem: Problem
+    seed: int
+    phase: Phase
+    step: int
+    variables: Variables
+    moments: Moments
+    band: Tensor | None = None
+    surface: Surface | None = None
+    initial: TexturedMesh | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.phase == "done"
+
+    @property
+    def steps_done(self) -> int:
+        """Of `steps`, counting the unwrapping between the passes as one."""
+        preset = self.problem.preset
+        before = {"shape": 0, "unwrap": preset.shape_steps, "texture": preset.shape_steps + 1, "done": self.steps}
+        return before[self.phase] + self.step
+
+    @property
+    def steps(self) -> int:
+        return self.problem.preset.shape_steps + 1 + self.problem.preset.texture_steps
+
+
+def start(
+    views: ViewSet,
+    preset: Preset,
+    generator: torch.Generator,
+    initial: Mesh | TexturedMesh | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> State:
+    """The state before the first step.
+
+    views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish` keeps
+    the refined mesh only if it matches the views better. Raises InputError, EmptyReconstruction, OutOfMemory.
+    """
+    device = torch.device(device)
+    if views.cameras is None:
+        raise InputError(
+            "The views have no cameras and nvdiffrec needs them.",
+            hint="Give cameras.json, use the six-view rig, or let structure from motion pose the photos.",
+        )
+    check_memory(preset, len(views), views.height, views.width, device)
+    problem = Problem(views, preset, device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    if initial is None:
+        variables = new_variables(problem)
+        return State(problem, seed, "shape", 0, variables, zero_moments(variables))
+    surface, variables = from_mesh(problem, initial)
+    given = _textured(problem, surface, variables)
+    return State(problem, seed, "texture", 0, variables, zero_moments(variables), surface=surface, initial=given)
+
+
+def advance(
+    state: State,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> tuple[State, Metrics]:
+    """The state some steps or seconds later (whichever comes first; both None: at the end), and its last metrics.
+
+    The given state stays as it was. One step is always made. Raises Cancelled between two steps.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    work, metrics, made = _Work(state), {}, 0
+    while not work.state.done:
+        check(cancelled)
+        metrics = work.step()
+        made += 1
+        progress(work.stage, work.state.steps_done, work.state.steps, **metrics)
+        if made == steps or (deadline is not None and time.monotonic() >= deadline):
+            break
+    return work.state, metrics
+
+
+class _Work:
+    """A private copy of a state's tensors, updated in place while one `advance` runs."""
+
+    def __init__(self, state: State) -> None:
+        moments = state.moments
+        clone = lambda tensors: {name: t.clone() for name, t in tensors.items()}  # noqa: E731
+        self.state = replace(
+            state,
+            variables=clone(state.variables),
+            moments=Moments(clone(moments.first), clone(moments.second), moments.count),
+        )
+        self.stage = state.phase
+        self.shape = None if state.band is None else state.problem.shape.focused(state.band)
+        self.topology = None
+
+    def step(self) -> Metrics:
+        self.stage = self.state.phase
+        return {"shape": self._shape, "unwrap": self._unwrap, "texture": self._texture}[self.state.phase]()
+
+    def _shape(self) -> Metrics:
+        state, problem = self.state, self.state.problem
+        if state.step % BAND_EVERY == 0 or self.shape is None:
+            state = replace(state, band=problem.shape.band(state.variables["sdf"]))
+            self.shape = problem.shape.focused(state.band)
+        preset = problem.preset
+        random, index = _draw(state, preset.shape_batch)
+        moments, metrics = shape_step(
+            problem, self.shape, state.variables, state.moments, index, random, state.step / preset.shape_steps
+        )
+        self.state = replace(state, moments=moments, step=state.step + 1)
+        if self.state.step == preset.shape_steps:
+            self.state = replace(self.state, phase="unwrap", step=0, band=None)
+        return metrics
+
+    def _unwrap(self) -> Metrics:
+        surface, variables = from_shape(self.state.problem, self.state.variables)
+        self.state = replace(
+            self.state, phase="texture", step=0, variables=variables, moments=zero_moments(variables), surface=surface
+        )
+        return {"faces": float(len(surface.faces))}
+
+    def _texture(self) -> Metrics:
+        state, preset = self.state, self.state.problem.preset
+        assert state.surface is not None
+        if self.topology is None:
+            self.topology = topology(state.surface.faces)
+        random, index = _draw(state, preset.texture_batch)
+        moments, metrics = texture_step(
+            state.problem, state.surface, self.topology, state.variables, state.moments, index, random,
+            state.step / preset.texture_steps,
+        )  # fmt: skip
+        self.state = replace(state, moments=moments, step=state.step + 1)
+        if self.state.step == preset.texture_steps:
+            self.state = replace(self.state, phase="done", step=0)
+        return metrics
+
+
+def _draw(state: State, batch: int) -> tuple[torch.Generator, Tensor]:
+    """The step's own generator, and which views (B,) it looks at: every view once before any is seen again."""
+    count = len(state.problem.views)
+    phase = {"shape": 0, "texture": 1}[state.phase]
+    positions = torch.arange(state.step * batch, (state.step + 1) * batch)
+    order = [
+        torch.randperm(count, generator=torch.Generator().manual_seed(state.seed ^ (2 * (1000 + int(epoch)) + phase)))
+        for epoch in (positions // count).unique()
+    ]
+    first = int(positions[0]) // count
+    index = torch.stack([order[int(p) // count - first][int(p) % count] for p in positions])
+    random = torch.Generator().manual_seed((state.seed * 6364136223846793005 + 2 * state.step + phase) % 2**63)
+    return random, index
+
+
+def finish(state: State) -> TexturedMesh:
+    """The mesh of a finished state, in the scene frame, with the estimated light.
+
+    With an initial mesh: the better of the two against the input views (see `match.better`).
+    """
+    if not state.done or state.surface is None:
+        raise ValueError(f"The fit has made {state.steps_done} of {state.steps} steps; advance it to the end first.")
+    fitted = _textured(state.problem, state.surface, state.variables).validate()
+    if state.initial is None:
+        return fitted
+    from viewmesh.nvdiffrec.match import better
+
+    return better(state.problem, state.initial, fitted)
+
+
+@torch.no_grad()
+def _textured(problem: Problem, surface: Surface, variables: Variables) -> TexturedMesh:
+    cpu = {name: v.detach().cpu() for name, v in variables.items()}
+    return TexturedMesh(
+        mesh=Mesh(surface.vertices.cpu() + cpu["offset"], surface.faces.cpu()),
+        uvs=surface.uvs.cpu(),
+        uv_faces=surface.uv_faces.cpu(),
+        material=Material(
+            cpu["base_color"], cpu["orm"], torch.nn.functional.normalize(cpu["normal_map"], dim=-1)
+        ),
+        environment=latlong(cpu["light"], 64),
+    )
+
+
+def save(state: State, path: Path) -> None:
+    """One safetensors file that holds everything but the views; written beside `path` and then moved there."""
+    tensors = {f"variables/{k}": v for k, v in state.variables.items()}
+    tensors |= {f"first/{k}": v for k, v in state.moments.first.items()}
+    tensors |= {f"second/{k}": v for k, v in state.moments.second.items()}
+    if state.band is not None:
+        tensors["band"] = state.band
+    if state.surface is not None:
+        tensors |= {f"surface/{k}": v for k, v in vars(state.surface).items()}
+    if state.initial is not None:
+        tensors |= {f"initial/{k}": v for k, v in _flat(state.initial).items()}
+    header = {
+        "format": FORMAT, "seed": state.seed, "phase": state.phase, "step": state.step, "count": state.moments.count,
+        "preset": asdict(state.problem.preset), "views": list(state.problem.views.names),
+    }  # fmt: skip
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    temporary = path.with_name(path.name + ".part")
+    safetensors.torch.save_file(tensors, temporary, metadata={"viewmesh": json.dumps(header)})
+    temporary.replace(path)
+
+
+def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> State:
+    """The state that `save` wrote, for the same views. Raises InputError when the file does not belong to them."""
+    device = torch.device(device)
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["viewmesh"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError("is not a saved fit.", file=path.name, hint="Start again without --resume.") from error
+    if header["format"] != FORMAT or header["views"] != list(views.names):
+        raise InputError(
+            "belongs to another view set or another version.", file=path.name, hint="Start again without --resume."
+        )
+    named = {k: v for k, v in header["preset"].items()}
+    preset = Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+
+    def part(prefix: str) -> Variables:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    surface, initial = part("surface/"), part("initial/")
+    return State(
+        problem=Problem(views, preset, device),
+        seed=header["seed"],
+        phase=header["phase"],
+        step=header["step"],
+        variables=part("variables/"),
+        moments=Moments(part("first/"), part("second/"), header["count"]),
+        band=tensors.get("band"),
+        surface=Surface(**surface) if surface else None,
+        initial=_unflat({k: v.cpu() for k, v in initial.items()}) if initial else None,
+    )
+
+
+def _flat(mesh: TexturedMesh) -> Variables:
+    named = {
+        "vertices": mesh.mesh.vertices, "faces": mesh.mesh.faces, "uvs": mesh.uvs, "uv_faces": mesh.uv_faces,
+        "base_color": mesh.material.base_color, "orm": mesh.material.orm, "normal": mesh.material.normal,
+    }  # fmt: skip
+    return named if mesh.environment is None else {**named, "environment": mesh.environment}
+
+
+def _unflat(named: Variables) -> TexturedMesh:
+    return TexturedMesh(
+        Mesh(named["vertices"], named["faces"]),
+        named["uvs"],
+        named["uv_faces"],
+        Material(named["base_color"], named["orm"], named["normal"]),
+        named.get("environment"),
+    )

@@ -1,0 +1,67 @@
+"""Losses of the fit, each a pure function. Images are linear light, premultiplied where composited."""
+
+import torch
+from torch import Tensor
+
+from viewmesh.render.shading import linear_to_srgb
+
+
+def over(color: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
+    """Premultiplied color (..., 3) and alpha (..., 1) over a background."""
+    return color + (1 - alpha) * background
+
+
+def log_srgb_l1(image: Tensor, target: Tensor) -> Tensor:
+    """nvdiffrec's image loss (Munkberg et al. 2022, sec. 4): L1 after log(1 + x) and the sRGB curve."""
+    curve = lambda x: linear_to_srgb(torch.log1p(x.clamp(0, 65535)))  # noqa: E731
+    return (curve(image) - curve(target)).abs().mean()
+
+
+def mask_l2(alpha: Tensor, target: Tensor) -> Tensor:
+    """alpha is clamped first: antialiasing may leave [0, 1]."""
+    return ((alpha.clamp(0, 1) - target) ** 2).mean()
+
+
+def depth_l1(depth: Tensor, target: Tensor, *, limit: float = 0.1) -> Tensor:
+    """Mean absolute difference where both are known (> 0); a pixel more than `limit` off has no say beyond that."""
+    known = (depth > 0) & (target > 0)
+    error = (depth - target).abs().clamp(max=limit)
+    return torch.where(known, error, 0).sum() / known.sum().clamp(min=1)
+
+
+def sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
+    """Pulls the ends of crossing lattice edges towards each other's sign: removes floaters (DMTet, eq. 2)."""
+    a, b = sdf[edges].unbind(-1)
+    crossing = (a < 0) != (b < 0)
+    a, b = a[crossing], b[crossing]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    if len(a) == 0:
+        return sdf.sum() * 0
+    return bce(a, (b > 0).to(a)) + bce(b, (a > 0).to(b))
+
+
+def field_smoothness(corner: Tensor, center: Tensor, band: float) -> Tensor:
+    """Mean squared Laplacian of a BCC lattice field (X+1, Y+1, Z+1), (X, Y, Z) within |value| < band; 0 if linear."""
+    pool = torch.nn.functional.avg_pool3d
+    at_center = pool(corner[None, None], 2, 1)[0, 0] - center
+    at_corner = pool(center[None, None], 2, 1)[0, 0] - corner[1:-1, 1:-1, 1:-1]
+    near_center, near_corner = center.detach().abs() < band, corner[1:-1, 1:-1, 1:-1].detach().abs() < band
+    total = (at_center**2 * near_center).sum() + (at_corner**2 * near_corner).sum()
+    return total / (near_center.sum() + near_corner.sum()).clamp(min=1)
+
+
+def laplacian(offsets: Tensor, edges: Tensor, degree: Tensor) -> Tensor:
+    """Mean squared umbrella Laplacian of per-vertex offsets (V, 3); edges (E, 2) each once, degree (V, 1)."""
+    total = torch.zeros_like(offsets)
+    total = total.index_add(0, edges[:, 0], offsets[edges[:, 1]]).index_add(0, edges[:, 1], offsets[edges[:, 0]])
+    return ((total / degree - offsets) ** 2).sum(-1).mean()
+
+
+def neutral(light: Tensor) -> Tensor:
+    """Mean distance of each texel of the light from grey (nvdiffrec's white-balance prior)."""
+    return (light - light.mean(-1, keepdim=True)).abs().mean()
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of sRGB values in [0, 1]."""
+    return -10 * torch.log10(((image - target) ** 2).mean().clamp(min=1e-10))

@@ -1,0 +1,104 @@
+"""One differentiable picture: vertices and a material function in, premultiplied colour, coverage and depth out.
+
+Only covered pixels are shaded, as a flat list of P samples; the list is what makes a CPU fit bearable.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.camera import Cameras
+from viewmesh.geometry.normals import vertex_normals
+from viewmesh.render.rasterizer import Rasterizer, Topology
+
+NEAR, FAR = 0.05, 20.0  # z-depths, scene units: the scene fits in a unit cube, cameras stand outside or close by
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """B cameras as the rasteriser and the shading want them, float32 on the fit's device.
+
+    clip_from_scene: (B, 4, 4). center: (B, 3) camera positions. axis: (B, 4) so that axis . (p, 1) is p's z-depth.
+    """
+
+    clip_from_scene: Tensor
+    center: Tensor
+    axis: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The P covered pixels of a batch, in image order.
+
+    rast: (P, 4) as the rasteriser gives it. image: (P,) which image. points, normals: (P, 3) scene units, unit length.
+    view: (P, 3) unit vectors towards the camera.
+    """
+
+    rast: Tensor
+    image: Tensor
+    points: Tensor
+    normals: Tensor
+    view: Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """color (B, S, S, 3) linear premultiplied; alpha (B, S, S, 1), not clamped; depth (B, S, S), 0 = empty."""
+
+    color: Tensor
+    alpha: Tensor
+    depth: Tensor
+
+
+def viewpoint(cameras: Cameras, device: torch.device | str, correction: Tensor | None = None) -> Viewpoint:
+    """correction: (B, 6) small rotation (radians) and translation of each camera in its own frame, differentiable."""
+    camera_from_scene = cameras.camera_from_world.to(device)
+    projection = cameras.clip_from_camera(NEAR, FAR).to(device)
+    if correction is not None:
+        camera_from_scene = torch.matrix_exp(_twist(correction.double())) @ camera_from_scene
+    rotation, translation = camera_from_scene[:, :3, :3], camera_from_scene[:, :3, 3:]
+    return Viewpoint(
+        clip_from_scene=(projection @ camera_from_scene).float(),
+        center=-(rotation.mT @ translation)[..., 0].float(),
+        axis=-camera_from_scene[:, 2].float(),
+    )
+
+
+def _twist(correction: Tensor) -> Tensor:
+    """se(3) matrices (B, 4, 4) of (rotation vector, translation), (B, 6)."""
+    x, y, z, a, b, c = correction.unbind(-1)
+    o = torch.zeros_like(x)
+    return torch.stack([o, -z, y, a, z, o, -x, b, -y, x, o, c, o, o, o, o], -1).reshape(-1, 4, 4)
+
+
+def picture(
+    rasterizer: Rasterizer,
+    cameras: Viewpoint,
+    vertices: Tensor,
+    faces: Tensor,
+    shade: Callable[[Samples], Tensor],
+    size: int,
+    topology: Topology | None = None,
+) -> Picture:
+    """Rasterises vertices (V, 3) and faces (F, 3) from B cameras, shades the covered pixels, antialiases the edges."""
+    clip = torch.cat([vertices, torch.ones_like(vertices[:, :1])], -1) @ cameras.clip_from_scene.mT  # (B, V, 4)
+    rast = rasterizer.rasterize(clip, faces, size, size).rast
+    covered = (rast[..., 3] > 0).nonzero(as_tuple=True)
+    flat = rast[covered]
+    attributes = torch.cat([vertices, vertex_normals(vertices, faces)], -1)
+    mixed, _ = rasterizer.interpolate(attributes, flat, faces)
+    points = mixed[:, :3]
+    view = torch.nn.functional.normalize(cameras.center[covered[0]] - points, dim=-1)
+    normals = torch.nn.functional.normalize(mixed[:, 3:], dim=-1)
+    samples = Samples(flat, covered[0], points, normals, view)
+    color = shade(samples)
+    axis = cameras.axis[covered[0]]
+    z = (points * axis[:, :3]).sum(-1) + axis[:, 3]
+
+    canvas = torch.cat([color, torch.ones_like(color[:, :1])], -1)
+    image = torch.zeros(*rast.shape[:3], 4, device=canvas.device).index_put(covered, canvas)
+    smooth = rasterizer.antialias(image, rast, clip, faces, topology)
+    depth = torch.zeros(rast.shape[:3], device=canvas.device).index_put(covered, z)
+    return Picture(smooth[..., :3], smooth[..., 3:], depth)

@@ -1,0 +1,158 @@
+"""The shape pass's geometry: a signed distance lattice whose zero level is the mesh of the moment.
+
+Two lattices behind one pair of functions, `surface` and `regularity`: tetrahedra (DMTet) for the CPU presets,
+FlexiCubes for the GPU ones. The field is stored in units of one cell, negative inside.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.flexicubes import CubeGrid, extract, sparse_grid
+from viewmesh.geometry.tets import TetGrid, bcc_grid, marching_tets, narrowed
+from viewmesh.nvdiffrec.initial import Field
+from viewmesh.nvdiffrec.losses import field_smoothness, sign_entropy
+from viewmesh.nvdiffrec.optim import Variables
+from viewmesh.nvdiffrec.presets import Preset
+
+BAND = 2.0  # cells: tetrahedra this near to the surface are looked at until the next `band`
+BAND_EVERY = 20  # steps; a surface moves by well under BAND cells in that time
+
+
+@dataclass(frozen=True)
+class TetShape:
+    """A tetrahedral lattice and the band of it that is being looked at."""
+
+    grid: TetGrid
+    near: TetGrid
+
+    @staticmethod
+    def over(field: Field, preset: Preset, device: torch.device | str) -> "TetShape":
+        margin = 2.5 * float((field.upper - field.lower).max()) / preset.lattice
+        grid = bcc_grid(field.lower - margin, field.upper + margin, preset.lattice)
+        moved = replace(
+            grid,
+            vertices=grid.vertices.to(device),
+            tets=grid.tets.to(device),
+            edges=grid.edges.to(device),
+            tet_edges=grid.tet_edges.to(device),
+        )
+        return TetShape(moved, moved)
+
+    def variables(self, field: Field) -> Variables:
+        vertices = self.grid.vertices
+        return {"sdf": field.at(vertices) / self.grid.cell, "deform": torch.zeros_like(vertices)}
+
+    def band(self, sdf: Tensor) -> Tensor:
+        """Which tetrahedra are near the present surface, (T,) bool."""
+        return (sdf.abs() < BAND)[self.grid.tets].any(-1)
+
+    def focused(self, band: Tensor) -> "TetShape":
+        """With only the tetrahedra of a band."""
+        return TetShape(self.grid, narrowed(self.grid, band))
+
+    def surface(self, variables: Variables) -> tuple[Tensor, Tensor, Tensor]:
+        """Vertices (V, 3), faces (F, 3) of the zero level and a penalty (none here).
+
+        A lattice vertex moves by at most 0.45 of a half cell, so no tetrahedron turns over.
+        """
+        positions = self.grid.vertices + 0.45 * 0.5 * self.grid.cell * torch.tanh(variables["deform"])
+        mesh = marching_tets(self.near, positions, variables["sdf"])
+        return mesh.vertices, mesh.faces, mesh.vertices.new_zeros(())
+
+    def final(self, variables: Variables) -> tuple[Tensor, Tensor]:
+        """The surface as it leaves the pass, from the whole lattice."""
+        vertices, faces, _ = TetShape(self.grid, self.grid).surface(variables)
+        return vertices, faces
+
+    def regularity(self, variables: Variables, preset: Preset, progress: float) -> Tensor:
+        """Sign entropy and smoothness of the field; progress in [0, 1] fades them from their first to their last."""
+        sdf = variables["sdf"]
+        nx, ny, nz = self.grid.shape
+        corners = (nx + 1) * (ny + 1) * (nz + 1)
+        smooth = field_smoothness(
+            sdf[:corners].reshape(nx + 1, ny + 1, nz + 1), sdf[corners:].reshape(nx, ny, nz), band=BAND
+        )
+        entropy = sign_entropy(sdf, self.near.edges)
+        return fade(preset.sdf_sign, progress) * entropy + fade(preset.sdf_smooth, progress) * smooth
+
+
+@dataclass(frozen=True)
+class FlexiShape:
+    """A box of cubes; vertices (G, 3) scene units, neighbours (E, 2) lattice edges, cell in scene units."""
+
+    grid: CubeGrid
+    vertices: Tensor
+    neighbours: Tensor
+    cell: float
+
+    @staticmethod
+    def over(field: Field, preset: Preset, device: torch.device | str) -> "FlexiShape":
+        size = field.upper - field.lower
+        cell = float(size.max()) / (preset.lattice - 5)
+        counts = (torch.ceil(size / cell) + 5).long()
+        axes = torch.meshgrid(*(torch.arange(int(n)) for n in counts), indexing="ij")
+        grid = sparse_grid(torch.stack(axes, -1).reshape(-1, 3).to(device), int(counts.max()))
+        vertices = grid.points.float() * cell + (field.lower - 2.5 * cell).to(device)
+        return FlexiShape(grid, vertices, _lattice_edges(grid), cell)
+
+    def variables(self, field: Field) -> Variables:
+        return {
+            "sdf": field.at(self.vertices) / self.cell,
+            "deform": torch.zeros_like(self.vertices),
+            "weights": torch.zeros(len(self.grid), 21, device=self.vertices.device),
+        }
+
+    def band(self, sdf: Tensor) -> None:
+        """A GPU looks at the whole box."""
+
+    def focused(self, band: None) -> "FlexiShape":
+        return self
+
+    def surface(self, variables: Variables) -> tuple[Tensor, Tensor, Tensor]:
+        """Vertices (V, 3), faces (F, 3) and L_dev in cells; a lattice vertex moves by at most 0.45 of a cell."""
+        positions = self.vertices + 0.45 * self.cell * torch.tanh(variables["deform"])
+        mesh = extract(self.grid, positions, variables["sdf"], variables["weights"], split="four")
+        return mesh.vertices, mesh.faces, mesh.l_dev / self.cell
+
+    def final(self, variables: Variables) -> tuple[Tensor, Tensor]:
+        """The surface as it leaves the pass: two triangles a quad."""
+        positions = self.vertices + 0.45 * self.cell * torch.tanh(variables["deform"])
+        mesh = extract(self.grid, positions, variables["sdf"], variables["weights"])
+        return mesh.vertices, mesh.faces
+
+    def regularity(self, variables: Variables, preset: Preset, progress: float) -> Tensor:
+        """Sign entropy, smoothness of the field, and weights that stay near their neutral value."""
+        sdf = variables["sdf"]
+        a, b = self.neighbours.unbind(-1)
+        total = torch.zeros_like(sdf).index_add(0, a, sdf[b]).index_add(0, b, sdf[a])
+        count = torch.bincount(self.neighbours.reshape(-1), minlength=len(sdf))
+        near = (sdf.detach().abs() < BAND) & (count == 6)
+        smooth = ((total / count.clamp(min=1) - sdf) ** 2 * near).sum() / near.sum().clamp(min=1)
+        return (
+            fade(preset.sdf_sign, progress) * sign_entropy(sdf, self.neighbours)
+            + fade(preset.sdf_smooth, progress) * smooth
+            + preset.flexi_weights * variables["weights"][:, :20].abs().mean()
+        )
+
+
+def _lattice_edges(grid: CubeGrid) -> Tensor:
+    """The lattice's edges (E, 2), each once."""
+    pairs = torch.tensor([(0, 1), (0, 2), (0, 4)], device=grid.corners.device)  # along x, y, z from the low corner
+    others = torch.tensor([(2, 3), (4, 5), (6, 7), (1, 3), (4, 6), (5, 7), (1, 5), (2, 6), (3, 7)]).to(pairs)
+    return torch.unique(grid.corners[:, torch.cat([pairs, others])].reshape(-1, 2), dim=0)
+
+
+Shape = TetShape | FlexiShape
+
+
+def new_shape(field: Field, preset: Preset, device: torch.device) -> Shape:
+    kind = {"dmtet": TetShape, "flexicubes": FlexiShape}[preset.surface]
+    return kind.over(field, preset, device)
+
+
+def fade(weights: tuple[float, float], progress: float) -> float:
+    """From the first weight to the last over the first half of the pass (nvdiffrec fades over the first quarter)."""
+    first, last = weights
+    return first + (last - first) * min(1.0, 2 * progress)

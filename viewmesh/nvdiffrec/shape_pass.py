@@ -1,0 +1,110 @@
+"""First pass: topology, coarse material and light together, from crops under random backgrounds."""
+
+import torch
+from torch import Tensor
+
+from viewmesh.nvdiffrec import losses
+from viewmesh.nvdiffrec.initial import HALF
+from viewmesh.nvdiffrec.optim import Moments, Variables, adam, zero_moments
+from viewmesh.nvdiffrec.problem import Problem
+from viewmesh.nvdiffrec.rendering import Picture, Samples, picture
+from viewmesh.nvdiffrec.shape import Shape
+from viewmesh.nvdiffrec.targets import Batch
+from viewmesh.nvdiffrec.view_corrections import corrected, corrections, exposed
+from viewmesh.nvdiffrec.volume import material_at, new_volume
+from viewmesh.render.shading import linear_to_srgb, shade
+
+
+def new_variables(problem: Problem) -> Variables:
+    """The field from the visual hull or the depth images, grey material, even light."""
+    preset, device = problem.preset, problem.device
+    return {
+        **problem.shape.variables(problem.field),
+        **new_volume(preset.volume, device),
+        "light": torch.full((6, preset.light_size, preset.light_size, 3), 0.8, device=device),
+        **corrections(preset, len(problem.views), device),
+    }
+
+
+def rates(problem: Problem, decay: float) -> dict[str, float]:
+    preset = problem.preset
+    named = {
+        "sdf": preset.lr_sdf, "deform": preset.lr_deform, "weights": preset.lr_deform, "light": preset.lr_light,
+        "exposure": preset.lr_exposure, "pose": preset.lr_pose,
+        **{f"volume{i}": preset.lr_volume for i in range(len(preset.volume))},
+    }  # fmt: skip
+    return {name: rate * decay for name, rate in named.items()}
+
+
+def shape_step(
+    problem: Problem, shape: Shape, variables: Variables, moments: Moments, index: Tensor, random: torch.Generator, t: float
+) -> tuple[Moments, dict[str, float]]:
+    """One update in place; t in [0, 1) is how far the pass has come. An empty surface re-seeds the field instead."""
+    leaves = {name: v.detach().requires_grad_() for name, v in variables.items()}
+    vertices, faces, developable = shape.surface(leaves)
+    if len(faces) == 0:
+        return reseed(problem, variables), {"reseeded": 1.0}
+    batch = problem.shape_targets.batch(index)
+    loss, image = _loss(problem, leaves, vertices, faces, batch, random)
+    loss = loss + shape.regularity(leaves, problem.preset, t) + problem.preset.flexi_developable * developable
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    moments = adam(
+        variables,
+        dict(zip(leaves, gradients, strict=True)),
+        moments,
+        rates(problem, problem.preset.final_rate**t),
+        betas=(0.9, 0.99),
+    )
+    with torch.no_grad():
+        variables["light"].clamp_(min=0)
+    return moments, metrics(loss, image, batch, len(faces))
+
+
+def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generator) -> tuple[Tensor, Picture]:
+    preset, device = problem.preset, problem.device
+    light = problem.light.prefilter(leaves["light"])
+    extra = []
+
+    def material(samples: Samples) -> Tensor:
+        base_color, orm = material_at(leaves, samples.points, HALF)
+        near = samples.points.detach() + 0.01 * torch.randn(samples.points.shape, generator=random).to(device)
+        other, other_orm = material_at(leaves, near, HALF)
+        extra.append((base_color - other).abs().mean() + (orm - other_orm).abs().mean())
+        return shade(samples.points, samples.normals, samples.view, base_color, orm, light)
+
+    image = picture(
+        problem.rasterizer, corrected(leaves, batch, device), vertices, faces, material, problem.preset.shape_size
+    )
+    loss = image_loss(problem, leaves, image, batch, random)
+    loss = loss + preset.material_smooth * extra[0] + preset.light_white * losses.neutral(leaves["light"])
+    return loss, image
+
+
+def image_loss(problem: Problem, leaves, image: Picture, batch: Batch, random: torch.Generator) -> Tensor:
+    """Colour over one random background a view, coverage, depth: what both passes compare."""
+    preset = problem.preset
+    background = torch.rand(len(batch.color), 1, 1, 3, generator=random).to(problem.device)
+    color = exposed(leaves, image.color, batch)
+    loss = losses.log_srgb_l1(
+        losses.over(color, image.alpha.clamp(0, 1), background), losses.over(batch.color, batch.alpha, background)
+    )
+    loss = loss + preset.mask * losses.mask_l2(image.alpha, batch.alpha)
+    if batch.depth is not None:
+        loss = loss + preset.depth * losses.depth_l1(image.depth, batch.depth)
+    return loss
+
+
+@torch.no_grad()
+def metrics(loss: Tensor, image: Picture, batch: Batch, faces: int) -> dict[str, float]:
+    ours = linear_to_srgb(losses.over(image.color, image.alpha, torch.ones(3)).clamp(0, 1))
+    theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, torch.ones(3)).clamp(0, 1))
+    return {"loss": float(loss), "psnr": float(losses.psnr(ours, theirs)), "faces": float(faces)}
+
+
+def reseed(problem: Problem, variables: Variables) -> Moments:
+    """The field back at its start, grown by half a cell, and the optimiser's memory gone: never die of an empty mesh."""
+    fresh = problem.shape.variables(problem.field)
+    variables["sdf"].copy_(fresh["sdf"] - 0.5)
+    variables["deform"].zero_()
+    return zero_moments(variables)
+

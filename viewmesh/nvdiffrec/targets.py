@@ -1,0 +1,125 @@
+"""What a fit is compared with: square crops of the views around the object, as tensors on the fit's device."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from viewmesh.errors import InputError
+from viewmesh.geometry.camera import Cameras
+from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
+from viewmesh.views.viewset import ViewSet
+
+
+@dataclass(frozen=True)
+class Targets:
+    """N crops of S x S pixels.
+
+    images: (N, S, S, 4) uint8 sRGB, straight alpha. depths: (N, S, S) float32 scene units, 0 = unknown, or None.
+    cameras: the crops' own intrinsics, on the CPU in float64.
+    """
+
+    images: Tensor  # (N, S, S, 4)
+    depths: Tensor | None  # (N, S, S)
+    cameras: Cameras
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> "Batch":
+        """Crops of the given indices (B,) on the CPU, decoded to linear light."""
+        rows = index.to(self.images.device)
+        images = self.images[rows].float() / 255
+        alpha = images[..., 3:]
+        return Batch(
+            color=srgb_to_linear(images[..., :3]) * alpha,
+            alpha=alpha,
+            depth=None if self.depths is None else self.depths[rows],
+            cameras=self.cameras[index],
+            index=index,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; index (B,) on the CPU."""
+
+    color: Tensor
+    alpha: Tensor
+    depth: Tensor | None
+    cameras: Cameras
+    index: Tensor
+
+
+def crop_to_object(views: ViewSet, size: int, device: torch.device | str, *, margin: float = 0.08) -> Targets:
+    """Square crops around each view's mask, resampled to `size`: the pixels go where the object is.
+
+    A crop is never enlarged beyond the photo's own resolution by more than it has to be, and a view whose mask is full
+    keeps the whole picture. Raises InputError when the views have no cameras.
+    """
+    if views.cameras is None:
+        raise InputError("The views have no cameras.", hint="Give cameras.json, the six-view rig, or let SfM pose them.")
+    crops, depths, boxes = [], [], []
+    for n in range(len(views)):
+        x, y, side = _square(views.images[n, ..., 3] > 127, margin)
+        boxes.append((x, y, side))
+        crops.append(_resample(_window(views.images[n], x, y, side), size))
+        if views.depths is not None:
+            depths.append(_nearest(_window(views.depths[n], x, y, side), size))
+    x, y, side = torch.tensor(boxes, dtype=torch.float64).unbind(-1)
+    scale = size / side
+    cameras = replace(
+        views.cameras,
+        fx=views.cameras.fx * scale,
+        fy=views.cameras.fy * scale,
+        cx=(views.cameras.cx - x) * scale,
+        cy=(views.cameras.cy - y) * scale,
+        height=size,
+        width=size,
+    )
+    return Targets(
+        images=torch.stack(crops).to(device),
+        depths=torch.stack(depths).to(device) if depths else None,
+        cameras=cameras,
+    )
+
+
+def _square(mask: Tensor, margin: float) -> tuple[int, int, int]:
+    """Left, top and side, in whole pixels, of a square around a mask (H, W); it may reach over the picture's edge."""
+    H, W = mask.shape
+    rows, cols = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    if len(rows) == 0:
+        rows, cols = torch.arange(H), torch.arange(W)
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
+    side = int(round(max(bottom - top, right - left) * (1 + 2 * margin))) + 2
+    side = min(side, max(H, W))
+    return (left + right - side) // 2, (top + bottom - side) // 2, side
+
+
+def _window(image: Tensor, x: int, y: int, side: int) -> Tensor:
+    """The window of (H, W, ...) at (x, y), zero outside the picture."""
+    H, W = image.shape[:2]
+    window = image.new_zeros(side, side, *image.shape[2:])
+    x0, x1, y0, y1 = max(x, 0), min(x + side, W), max(y, 0), min(y + side, H)
+    window[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    return window
+
+
+def _resample(image: Tensor, size: int) -> Tensor:
+    """(S, S, 4) uint8 straight alpha to (size, size, 4), filtered in linear light with premultiplied alpha."""
+    if len(image) == size:
+        return image
+    rgba = image.float() / 255
+    premultiplied = torch.cat([srgb_to_linear(rgba[..., :3]) * rgba[..., 3:], rgba[..., 3:]], -1)
+    small = torch.nn.functional.interpolate(
+        premultiplied.permute(2, 0, 1)[None], (size, size), mode="bilinear", antialias=True
+    )[0].permute(1, 2, 0)
+    alpha = small[..., 3:].clamp(0, 1)
+    straight = linear_to_srgb((small[..., :3] / alpha.clamp(min=1e-4)).clamp(0, 1))
+    return (torch.cat([straight, alpha], -1) * 255).round().to(torch.uint8)
+
+
+def _nearest(depth: Tensor, size: int) -> Tensor:
+    """(S, S) to (size, size) without mixing depths; pixel centres map to pixel centres."""
+    index = ((torch.arange(size, dtype=torch.float64) + 0.5) * len(depth) / size).long().clamp(max=len(depth) - 1)
+    return depth[index][:, index]
