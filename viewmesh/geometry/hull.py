@@ -57,7 +57,7 @@ def hull_at(cameras: Cameras, masks: Tensor, points: Tensor, *, seen_by: float =
         seeing += seen
         keep = least > NEGLIGIBLE
         alive, least, seeing = alive[keep], least[keep], seeing[keep]
-    agreement[alive] = torch.where(seeing >= max(1.0, seen_by * len(cameras)), least, 0.0)
+    agreement[alive] = torch.where(seeing >= max(1.0, seen_by * len(cameras)), least.clamp(max=1.0), 0.0)
     return agreement
 
 

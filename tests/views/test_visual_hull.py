@@ -1,0 +1,105 @@
+"""The visual hull: laws, and a float64 twin that looks every voxel up by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import synthetic_views as synthetic
+import torch
+
+from viewmesh.geometry.camera import Cameras, pinhole
+from viewmesh.geometry.hull import agreeing_views, hull_at, visual_hull, voxel_centers
+
+BOUNDS = torch.tensor([[-0.5] * 3, [0.5] * 3])
+
+
+@pytest.fixture
+def views() -> tuple[Cameras, torch.Tensor]:
+    poses = synthetic.around(9)
+    masks = [synthetic.render(p, 80.0, 64, 48)[0][..., 3] / 255.0 for p in poses]
+    cameras = pinhole(torch.from_numpy(poses), 2 * math.atan(24 / 80.0), 48, 64)
+    return cameras, torch.tensor(np.stack(masks), dtype=torch.float32)
+
+
+def naive_hull(cameras: Cameras, masks: torch.Tensor, points: torch.Tensor) -> list[float]:
+    """Point by point, view by view, in Python floats."""
+    N, H, W = masks.shape
+    result = []
+    for point in points.double():
+        least = None
+        for n in range(N):
+            pixel, depth = cameras[n].project(point[None])
+            x, y = pixel[0, 0].tolist()
+            if float(depth) <= 0 or not (0 <= x <= W and 0 <= y <= H):
+                continue
+            c, r = x - 0.5, y - 0.5
+            c0, r0 = math.floor(c), math.floor(r)
+            value = 0.0
+            for dr in (0, 1):
+                for dc in (0, 1):
+                    weight = (1 - abs(r - r0 - dr)) * (1 - abs(c - c0 - dc))
+                    value += weight * float(masks[n, min(max(r0 + dr, 0), H - 1), min(max(c0 + dc, 0), W - 1)])
+            least = value if least is None else min(least, value)
+        result.append(0.0 if least is None or least <= 1e-3 else least)
+    return result
+
+
+def test_agrees_with_the_naive_twin(views):
+    cameras, masks = views
+    soft = torch.nn.functional.avg_pool2d(masks[:, None], 3, 1, 1)[:, 0]
+    points = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    twin = torch.tensor(naive_hull(cameras, soft, points))
+    assert (twin > 0).sum() > 5
+    torch.testing.assert_close(hull_at(cameras, soft, points), twin, atol=2e-4, rtol=0)
+
+
+def test_contains_the_object_and_reprojects_to_the_masks(views):
+    cameras, masks = views
+    inside = torch.from_numpy(synthetic.BALL_CENTER) + 0.85 * synthetic.BALL_RADIUS * synthetic.fibonacci_sphere(200)
+    assert (hull_at(cameras, masks, inside.float()) >= 0.5).all()
+    points = voxel_centers(48, BOUNDS)
+    solid = hull_at(cameras, masks, points) >= 0.5
+    pixels, _ = cameras.project(points[solid])
+    for n in range(len(cameras)):
+        c, r = pixels[n].floor().long().T
+        assert masks[n, r, c].mean() > 0.97
+
+
+def test_indexing_is_x_y_z(views):
+    cameras, masks = views
+    hull = visual_hull(cameras, masks, 20, BOUNDS)
+    x, y, z = ((torch.tensor([-0.33, -0.2, 0.2]) + 0.5) * 20).long()  # in the box
+    assert hull[x, y, z] > 0.5
+    assert hull[z, y, x] < 0.5
+    assert hull[x, z, y] < 0.5
+
+
+def test_a_view_does_not_carve_what_it_does_not_see(views):
+    cameras, masks = views
+    one, nothing = cameras[0], torch.zeros(1, 48, 64)
+    behind = cameras.centers[:1].float() * 1.5
+    assert hull_at(one, 1 - nothing, behind) == 0  # seen by nobody: nothing speaks for it
+    both = Cameras(*(torch.cat([getattr(one, k), getattr(cameras[4], k)]) for k in
+                     ("world_from_camera", "fx", "fy", "cx", "cy")), 48, 64)  # fmt: skip
+    points = voxel_centers(24, 4 * BOUNDS)
+    full_and_empty = torch.cat([1 - nothing, nothing])
+    agreement = hull_at(both, full_and_empty, points)
+    seen_by_empty = agreeing_views(cameras[4], nothing, points)[1] > 0
+    seen_by_full = agreeing_views(one, nothing, points)[1] > 0
+    torch.testing.assert_close(agreement, (seen_by_full & ~seen_by_empty).float())
+    assert (hull_at(both, full_and_empty, points, seen_by=0.9) == 0).all()
+
+
+def test_empty_and_full_masks(views):
+    cameras, masks = views
+    assert (visual_hull(cameras, torch.zeros_like(masks), 8, BOUNDS) == 0).all()
+    torch.testing.assert_close(visual_hull(cameras, torch.ones_like(masks), 8, BOUNDS), torch.ones(8, 8, 8))
+
+
+def test_masks_of_another_size_than_the_cameras(views):
+    cameras, masks = views
+    twice = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(
+        (visual_hull(cameras, twice, 24, BOUNDS) - visual_hull(cameras, masks, 24, BOUNDS)).abs().mean(),
+        torch.tensor(0.0), atol=0.02, rtol=0,
+    )  # fmt: skip
