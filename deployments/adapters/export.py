@@ -1,0 +1,46 @@
+"""engines.ResultWriter on viewmesh.export."""
+
+from pathlib import Path
+from typing import Any
+
+from viewmesh.export.result import Reconstruction
+from viewmesh.export.write import export
+
+from deployments.adapters.meshfile import load_mesh
+from viewmesh.errors import InvalidMesh
+from viewmesh.options import Options
+from viewmesh.progress import check
+from viewmesh.views.archive import load_viewset
+
+
+class LibraryWriter:
+    def export(
+        self,
+        result: Path,
+        views: Path | None,
+        folder: Path,
+        options: dict[str, Any],
+        facts: dict[str, Any],
+        progress: Any,
+        cancelled: Any,
+    ) -> dict[str, Any]:
+        import json
+
+        chosen = Options.model_validate(options)
+        if views is None:
+            raise InvalidMesh("The result has lost its views.")
+        check(cancelled)
+        viewset = load_viewset(views)
+        value = Reconstruction(
+            mesh=load_mesh(result),
+            views=viewset,
+            world_from_scene=viewset.world_from_scene,
+            model=chosen.model,
+            preset=chosen.preset,
+            seed=chosen.seed,
+            seconds=facts.get("seconds", {}),
+            device=facts.get("device", "cpu"),
+            warnings=viewset.warnings,
+        )
+        files = export(value, folder, chosen.formats, progress=progress)
+        return json.loads(files["report.json"].read_text())

@@ -1,0 +1,104 @@
+"""engines.Optimiser on viewmesh.nvdiffrec. Importing it imports torch: only replicas do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deployments.adapters.meshfile import load_mesh, save_mesh
+from viewmesh.errors import OutOfMemory
+from viewmesh.nvdiffrec import fit
+from viewmesh.nvdiffrec.presets import Preset, preset
+from viewmesh.options import Options
+from viewmesh.views.archive import load_viewset
+from viewmesh.views.viewset import ViewSet
+
+
+class NvdiffrecSession:
+    def __init__(self, state: fit.State, device: torch.device) -> None:
+        self.state = state
+        self.device = device
+
+    @property
+    def step(self) -> int:
+        return self.state.steps_done
+
+    @property
+    def steps(self) -> int:
+        return self.state.steps
+
+    @property
+    def done(self) -> bool:
+        return self.state.done
+
+    def advance(self, seconds: float, progress: Any, cancelled: Any) -> dict[str, float]:
+        self.state, metrics = fit.advance(self.state, seconds=seconds, progress=progress, cancelled=cancelled)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def save(self, out: Path) -> None:
+        fit.save(self.state, out)
+
+    def preview(self, out: Path) -> bool:
+        return False
+
+    def finish(self, out: Path, progress: Any, cancelled: Any) -> dict[str, Any]:
+        progress("finish", 1, 2)
+        save_mesh(fit.finish(self.state), out)
+        progress("finish", 2, 2)
+        return {"device": str(self.device)}
+
+
+class NvdiffrecOptimiser:
+    """device: auto, cpu or cuda. The first kernels are built here, before the replica reports ready."""
+
+    def __init__(self, device: str = "auto") -> None:
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(chosen)
+        if self.device.type == "cuda":
+            torch.zeros(1, device=self.device)  # a context that cannot be made fails the constructor, not a job
+
+    def start(self, views: Path, options: dict, initial: Path | None, *, smaller: bool) -> NvdiffrecSession:
+        chosen = Options.model_validate(options)
+        viewset = load_viewset(views)
+        generator = torch.Generator().manual_seed(chosen.seed)
+        given = None if initial is None else load_mesh(initial)
+        state = fit.start(viewset, self._preset(chosen, viewset, smaller), generator, given, device=self.device)
+        return NvdiffrecSession(state, self.device)
+
+    def load(self, views: Path, options: dict, checkpoint: Path, *, smaller: bool) -> NvdiffrecSession:
+        state = fit.load(checkpoint, load_viewset(views), device=self.device)
+        if smaller:
+            problem = state.problem
+            problem = type(problem)(problem.views, _smaller(problem.preset), self.device)
+            state = replace(state, problem=problem)
+        return NvdiffrecSession(state, self.device)
+
+    def _preset(self, options: Options, views: ViewSet, smaller: bool) -> Preset:
+        numbers = preset(
+            options.preset,
+            self.device,
+            target_faces=options.target_faces,
+            texture_size=options.texture_size,
+            refine_cameras=views.camera_source == "sfm",
+        )
+        return _smaller(numbers) if smaller else numbers
+
+    def release(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def memory(self) -> dict[str, int]:
+        if self.device.type != "cuda":
+            return {}
+        free, total = torch.cuda.mem_get_info(self.device)
+        return {"used": torch.cuda.memory_allocated(self.device), "free": free, "total": total}
+
+
+def _smaller(numbers: Preset) -> Preset:
+    """Half the views of a step; the result's size stays as asked. Raises OutOfMemory when it is one view already."""
+    if numbers.shape_batch == 1 and numbers.texture_batch == 1:
+        raise OutOfMemory("One view at a time", needed=0, free=0, device="the GPU", hint="Use a smaller preset.")
+    return replace(
+        numbers, shape_batch=max(1, numbers.shape_batch // 2), texture_batch=max(1, numbers.texture_batch // 2)
+    )

@@ -1,0 +1,214 @@
+"""The artifact store: files under one fsspec URL (`file:///…`, `s3://bucket/prefix`), committed whole or not at all.
+
+Every write goes to a key below `tmp/` first and is then moved to its own key, so that a reader, also one that comes
+back after a crash, finds either a complete file or none. It knows keys and sha256; it does not know jobs.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from viewmesh.errors import ViewmeshError
+
+CHUNK = 1 << 20
+
+
+class StoreError(ViewmeshError):
+    """The artifact store could not be read or written; the same call may succeed later."""
+
+    code = "store_unavailable"
+
+
+class StoreFull(StoreError):
+    """The artifact store, or the disk for temporary files, has no room."""
+
+    code = "storage_full"
+
+
+class Corrupt(StoreError):
+    """A file in the store is not the one that was committed."""
+
+    code = "artifact_corrupt"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A committed file: its key in the store, the sha256 of its bytes, their number."""
+
+    key: str
+    sha256: str
+    size: int
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ArtifactStore:
+    """Files by key. All methods block; an event loop calls them in a thread."""
+
+    def __init__(self, url: str, **storage_options: Any) -> None:
+        self.url = url
+        self.fs, self.root = fsspec.core.url_to_fs(url, **storage_options)
+        self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local:
+            with _explained("create the artifact store"):
+                os.makedirs(os.path.join(self.root, "tmp"), exist_ok=True)
+
+    def path(self, key: str) -> str:
+        if not key or key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"not a key of the artifact store: {key!r}")
+        return f"{self.root.rstrip('/')}/{key}"
+
+    def spool(self) -> Path:
+        """A new temporary file on this machine, from which `put` is a rename where the store is a local folder."""
+        folder = os.path.join(self.root, "tmp") if self.local else tempfile.gettempdir()
+        return Path(folder) / f"{uuid.uuid4().hex}.part"
+
+    def put(self, file: Path, key: str, *, sha256: str | None = None, move: bool = False) -> Ref:
+        """Commits a local file under a key. `sha256` spares reading it again; `move` may take the file itself."""
+        with _explained(f"write {key}"):
+            digest = sha256 or hash_file(file)
+            size = file.stat().st_size
+            target = self.path(key)
+            if self.local:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                staged = file if move and _same_disk(file, self.root) else self.spool()
+                if staged is not file:
+                    shutil.copyfile(file, staged)
+                _sync(staged)
+                os.replace(staged, target)
+            else:
+                staged = self.path(f"tmp/{uuid.uuid4().hex}")
+                self.fs.put_file(str(file), staged)
+                self.fs.mv(staged, target)
+                if move:
+                    file.unlink(missing_ok=True)
+            return Ref(key, digest, size)
+
+    def put_bytes(self, data: bytes, key: str) -> Ref:
+        file = self.spool()
+        with _explained(f"write {key}"):
+            file.write_bytes(data)
+        return self.put(file, key, move=True)
+
+    def fetch(self, ref: Ref | dict[str, Any], folder: Path, name: str | None = None) -> Path:
+        """The committed file in a local folder, its sha256 checked. Raises Corrupt, StoreError."""
+        ref = ref if isinstance(ref, Ref) else Ref(**ref)
+        target = folder / (name or ref.key.rsplit("/", 1)[-1])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(f"read {ref.key}"):
+            if self.local:
+                target.unlink(missing_ok=True)
+                try:
+                    os.link(self.path(ref.key), target)
+                except OSError as error:
+                    if error.errno == errno.ENOENT:
+                        raise
+                    shutil.copyfile(self.path(ref.key), target)
+            else:
+                self.fs.get_file(self.path(ref.key), str(target))
+        if hash_file(target) != ref.sha256:
+            raise Corrupt(f"The stored file {ref.key} is damaged: its sha256 is not the one it was committed with.")
+        return target
+
+    def exists(self, key: str) -> bool:
+        with _explained(f"look for {key}"):
+            return self.fs.exists(self.path(key))
+
+    def read(self, key: str, start: int = 0, end: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
+        """The bytes [start, end) of a file, in chunks."""
+        with _explained(f"read {key}"), self.fs.open(self.path(key), "rb") as file:
+            file.seek(start)
+            left = None if end is None else end - start
+            while left is None or left > 0:
+                block = file.read(chunk if left is None else min(chunk, left))
+                if not block:
+                    return
+                left = None if left is None else left - len(block)
+                yield block
+
+    def remove(self, key: str) -> None:
+        """Removes a file or a whole folder of keys; that it is not there is no error."""
+        path = self.path(key)
+        with _explained(f"delete {key}"):
+            if self.local:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+                return
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
+
+    def older_than(self, folder: str, seconds: float) -> list[str]:
+        """The keys directly below a folder that have not changed for so long."""
+        before = time.time() - seconds
+        self.fs.invalidate_cache()
+        with _explained(f"list {folder}"):
+            try:
+                entries = self.fs.ls(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return []
+        return [f"{folder}/{Path(entry['name']).name}" for entry in entries if _modified(entry) < before]
+
+    def check(self) -> None:
+        """Raises StoreError unless a file can be written and removed."""
+        key = f"tmp/{uuid.uuid4().hex}"
+        self.put_bytes(b"viewmesh", key)
+        self.remove(key)
+
+
+def fresh(folder: str, name: str) -> str:
+    """A key that no other call writes: a call whose caller died may still be running beside its repetition."""
+    return f"{folder}/{uuid.uuid4().hex[:12]}/{name}"
+
+
+def hash_file(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _same_disk(file: Path, root: str) -> bool:
+    return os.stat(file).st_dev == os.stat(root).st_dev
+
+
+def _modified(entry: dict[str, Any]) -> float:
+    stamp = entry.get("mtime") or entry.get("LastModified")
+    if stamp is None:
+        return time.time() if entry.get("type") != "directory" else 0.0  # an S3 "folder" has no age of its own
+    return stamp if isinstance(stamp, int | float) else stamp.timestamp()
+
+
+def _sync(file: Path) -> None:
+    # Without it a power cut can leave a committed name with no bytes behind it.
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ViewmeshError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"Could not {what}: no space left.", hint="Free disk space or shorten retention."
+            ) from error
+        raise StoreError(f"Could not {what}: {error.strerror or error}.") from error
+    except Exception as error:  # botocore and others have trees of their own
+        raise StoreError(f"Could not {what}: {type(error).__name__}: {error}") from error

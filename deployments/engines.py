@@ -1,0 +1,85 @@
+"""What a deployment needs of the library, as three small protocols; and how it gets them by name.
+
+`deployments.adapters.*` fulfil them with the library, `deployments.fakes` with files of a few bytes and a clock. An
+engine is named by its import path, because the graph is built on a head node where torch need not even import.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from viewmesh.progress import Progress
+
+Cancelled = Callable[[], bool]
+
+
+class Preparer(Protocol):
+    """A view set as it was uploaded → one checked file that every model reads."""
+
+    def prepare(
+        self, source: Path, options: dict[str, Any], out: Path, progress: Progress, cancelled: Cancelled
+    ) -> dict[str, Any]:
+        """Writes the view set to `out`; returns facts about it (views, camera_source, mask_source, warnings)."""
+        ...
+
+
+class Session(Protocol):
+    """The state of one job inside an optimiser: in memory, possibly on a device."""
+
+    step: int
+    steps: int
+    done: bool
+
+    def advance(self, seconds: float, progress: Progress, cancelled: Cancelled) -> dict[str, float]:
+        """Works for about so long; returns the last metrics. Progress counts steps of the whole job."""
+        ...
+
+    def save(self, out: Path) -> None: ...
+
+    def preview(self, out: Path) -> bool:
+        """Writes a small PNG of the state, if it can do so cheaply; says whether it did."""
+        ...
+
+    def finish(self, out: Path, progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
+        """Writes the result to `out`; returns facts about it."""
+        ...
+
+
+class Optimiser(Protocol):
+    def start(self, views: Path, options: dict[str, Any], initial: Path | None, *, smaller: bool) -> Session:
+        """`smaller`: the last attempt ran out of device memory. Raises OutOfMemory if there is nothing to save on."""
+        ...
+
+    def load(self, views: Path, options: dict[str, Any], checkpoint: Path, *, smaller: bool) -> Session: ...
+
+    def release(self) -> None:
+        """Gives cached device memory back."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Device memory in bytes: used, free, total; empty on a CPU."""
+        ...
+
+
+class ResultWriter(Protocol):
+    """A result → the files that the user gets."""
+
+    def export(
+        self,
+        result: Path,
+        views: Path | None,
+        folder: Path,
+        options: dict[str, Any],
+        facts: dict[str, Any],
+        progress: Progress,
+        cancelled: Cancelled,
+    ) -> dict[str, Any]:
+        """Writes mesh.glb and the other files into `folder`; returns the report."""
+        ...
+
+
+def make(path: str, **kwargs: Any) -> Any:
+    """An engine from `package.module:Class`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)(**kwargs)

@@ -1,0 +1,67 @@
+"""Exporter: a result → the files that the user gets, in the artifact store. CPU only, autoscaled."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore, fresh
+from deployments.engines import ResultWriter, make
+from deployments.messages import Message
+from deployments.metrics import StageMetrics
+from deployments.running import Worker
+
+
+@serve.deployment(
+    name="Exporter",
+    max_ongoing_requests=2,
+    max_queued_requests=256,
+    graceful_shutdown_timeout_s=120,
+    ray_actor_options={"num_cpus": 1},
+)
+class Exporter:
+    def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
+        self.store = ArtifactStore(store_url)
+        self.engine: ResultWriter = make(engine, **engine_args)
+        self.metrics = StageMetrics("export")
+        self.stall_s = 600.0
+        self.workers: set[Worker] = set()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.stall_s = float(config.get("stall_s", self.stall_s))
+
+    def check_health(self) -> None:
+        for worker in list(self.workers):
+            worker.check_health()
+
+    async def export(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """call: job_id, options, result, views?, facts. Done: artifacts [{name, key, sha256, size}], report."""
+        worker = Worker(stall_s=self.stall_s)
+        self.workers.add(worker)
+        try:
+            async for message in self.metrics.watch(worker.run(lambda p, c: self._export(call, p, c))):
+                yield message
+        finally:
+            self.workers.discard(worker)
+
+    def _export(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+        started = time.monotonic()
+        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-export-"))
+        try:
+            result = self.store.fetch(call["result"], workdir)
+            views = self.store.fetch(call["views"], workdir) if call.get("views") else None
+            folder = workdir / "out"
+            folder.mkdir()
+            report = self.engine.export(result, views, folder, call["options"], call["facts"], progress, cancelled)
+            files = []
+            target = fresh(f"jobs/{call['job_id']}/artifacts", "")
+            for file in sorted(path for path in folder.iterdir() if path.is_file()):
+                ref = self.store.put(file, f"{target}{file.name}", move=True)
+                files.append({"name": file.name, **ref.json()})
+            return {"artifacts": files, "report": report, "seconds": time.monotonic() - started}
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""Nvdiffrec: the optimiser, in slices. One GPU each (or CPU), one job at a time, autoscaled.
+
+A slice continues a job for a few seconds and ends with a checkpoint in the artifact store. The replica keeps the
+sessions of its last jobs warm; a session is used only if it stands exactly at the checkpoint that the caller names, so
+what is durable decides, never what happens to be in memory.
+"""
+
+import shutil
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore, fresh
+from deployments.engines import Optimiser, Session, make
+from deployments.messages import Message
+from deployments.metrics import DeviceMetrics, StageMetrics
+from deployments.running import Worker, out_of_device_memory
+
+AFFINITY = {
+    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
+    "request_router_kwargs": {"num_fallback_replicas": 2},
+}
+
+
+@serve.deployment(
+    name="Nvdiffrec",
+    max_ongoing_requests=1,
+    max_queued_requests=-1,
+    graceful_shutdown_timeout_s=60,
+    health_check_period_s=5,
+    ray_actor_options={"num_gpus": 1},
+    request_router_config=AFFINITY,
+)
+class Nvdiffrec:
+    def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
+        self.store = ArtifactStore(store_url)
+        self.engine: Optimiser = make(engine, **engine_args)
+        self.worker = Worker()
+        self.metrics = StageMetrics("optimise")
+        self.device = DeviceMetrics()
+        self.slice_s = 8.0
+        self.warm_jobs = 1
+        self.warm: OrderedDict[str, tuple[str, Session]] = OrderedDict()  # job → (sha256 of its checkpoint, session)
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.slice_s = min(10.0, float(config.get("slice_s", self.slice_s)))
+        self.warm_jobs = int(config.get("warm_jobs", self.warm_jobs))
+        self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))
+
+    def check_health(self) -> None:
+        self.worker.check_health()
+
+    async def slice(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """call: job_id, options, views, checkpoint?, initial?. Done: checkpoint, step, done, metrics, …"""
+        async for message in self.metrics.watch(self._run(self._slice, call)):
+            yield message
+
+    async def finish(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """call as for slice, with the last checkpoint. Done: result (Ref), facts."""
+        async for message in self._run(self._finish, call):
+            yield message
+
+    def _run(self, work: Any, call: dict[str, Any]) -> AsyncIterator[Message]:
+        return self.worker.run(lambda progress, cancelled: work(call, progress, cancelled), on_memory=self._forget)
+
+    def _slice(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+        job_id, started = call["job_id"], time.monotonic()
+        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-slice-"))
+        try:
+            session, resumed = self._session(call, workdir)
+            try:
+                metrics = session.advance(self.slice_s, progress, cancelled)
+            except Exception as error:
+                if not out_of_device_memory(error) or call.get("smaller"):
+                    raise
+                # Once more with less, from the checkpoint: the state may be half a step on.
+                del session
+                self._forget()
+                call["smaller"] = True
+                session, _ = self._session(call, workdir)
+                metrics = session.advance(self.slice_s, progress, cancelled)
+            saved = workdir / "checkpoint"
+            session.save(saved)
+            ref = self.store.put(saved, fresh(f"jobs/{job_id}/checkpoints", f"{session.step:08d}"), move=True)
+            preview = workdir / "preview.png"
+            shown = None
+            if session.preview(preview):
+                shown = self.store.put(
+                    preview, fresh(f"jobs/{job_id}/previews", f"{session.step:08d}.png"), move=True
+                ).json()
+            self._keep(job_id, ref.sha256, session)
+            self.device.record(self.engine.memory())
+            return {
+                "checkpoint": ref.json(),
+                "step": session.step,
+                "steps": session.steps,
+                "done": session.done,
+                "metrics": metrics,
+                "preview": shown,
+                "smaller": bool(call.get("smaller")),
+                "resumed": resumed,
+                "seconds": time.monotonic() - started,
+            }
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+    def _finish(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+        started = time.monotonic()
+        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-finish-"))
+        try:
+            session, resumed = self._session(call, workdir)
+            out = workdir / "result.safetensors"
+            facts = session.finish(out, progress, cancelled)
+            ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
+            self.warm.pop(call["job_id"], None)
+            return {"result": ref.json(), "facts": facts, "resumed": resumed, "seconds": time.monotonic() - started}
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+    def _session(self, call: dict[str, Any], workdir: Path) -> tuple[Session, bool]:
+        """The warm session if it is at the call's checkpoint, else a new one; and whether a checkpoint was loaded."""
+        checkpoint, smaller = call.get("checkpoint"), bool(call.get("smaller"))
+        at, session = self.warm.pop(call["job_id"], ("", None))
+        if session is not None and checkpoint is not None and at == checkpoint["sha256"]:
+            return session, False
+        del session
+        self._make_room()
+        views = self.store.fetch(call["views"], workdir)
+        if checkpoint is not None:
+            saved = self.store.fetch(checkpoint, workdir, "saved")
+            return self.engine.load(views, call["options"], saved, smaller=smaller), True
+        initial = self.store.fetch(call["initial"], workdir, "initial") if call.get("initial") else None
+        return self.engine.start(views, call["options"], initial, smaller=smaller), False
+
+    def _keep(self, job_id: str, sha256: str, session: Session) -> None:
+        self.warm[job_id] = (sha256, session)
+        while len(self.warm) > max(0, self.warm_jobs):
+            self.warm.popitem(last=False)
+
+    def _make_room(self) -> None:
+        while self.warm and len(self.warm) >= max(1, self.warm_jobs):
+            self.warm.popitem(last=False)
+            self.engine.release()
+
+    def _forget(self) -> None:
+        self.warm.clear()
+        self.engine.release()

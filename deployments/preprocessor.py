@@ -1,0 +1,74 @@
+"""Preprocessor: uploads → one checked view set in the artifact store. CPU only, autoscaled.
+
+The only place where bytes from outside are decoded.
+"""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore, fresh
+from deployments.engines import Preparer, make
+from deployments.messages import Message
+from deployments.metrics import StageMetrics
+from deployments.running import Worker
+
+
+@serve.deployment(
+    name="Preprocessor",
+    max_ongoing_requests=2,
+    max_queued_requests=256,
+    graceful_shutdown_timeout_s=60,
+    ray_actor_options={"num_cpus": 1},
+)
+class Preprocessor:
+    def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
+        self.store = ArtifactStore(store_url)
+        self.engine: Preparer = make(engine, **engine_args)
+        self.metrics = StageMetrics("prepare")
+        self.stall_s = 300.0
+        self.workers: set[Worker] = set()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.stall_s = float(config.get("stall_s", self.stall_s))
+
+    def check_health(self) -> None:
+        for worker in list(self.workers):
+            worker.check_health()
+
+    async def prepare(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """call: job_id, options, inputs {name: Ref}. Done: views (Ref), facts."""
+        worker = Worker(stall_s=self.stall_s)
+        self.workers.add(worker)
+        try:
+            async for message in self.metrics.watch(worker.run(lambda p, c: self._prepare(call, p, c))):
+                yield message
+        finally:
+            self.workers.discard(worker)
+
+    def _prepare(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+        started = time.monotonic()
+        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-prepare-"))
+        try:
+            folder = workdir / "input"
+            folder.mkdir()
+            for name, ref in call["inputs"].items():
+                self.store.fetch(ref, folder, name)
+            archive = folder / "archive.zip"
+            out = workdir / "views.safetensors"
+            source = archive if archive.exists() else folder
+            facts = self.engine.prepare(source, call["options"], out, progress, cancelled)
+            views = self.store.put(out, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
+            return {"views": views.json(), "facts": facts, "seconds": time.monotonic() - started}
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+    async def warm(self) -> bool:
+        await asyncio.sleep(0)
+        return True

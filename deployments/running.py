@@ -1,0 +1,130 @@
+"""How a replica runs blocking work: in a thread, with progress out, a stop signal in, and its health watched.
+
+Serve cancels `async` methods when the caller goes away but cannot stop a thread. So the method is an async generator,
+the work a function in a thread that asks `cancelled()` between steps, and leaving the generator for any reason sets the
+flag and waits for the thread.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from deployments.artifacts import StoreError
+from deployments.messages import Done, Failed, Message, Progress
+from viewmesh.errors import Cancelled, MissingModel, OutOfMemory, PoseError, ViewmeshError
+
+log = logging.getLogger("ray.serve")
+
+Work = Callable[[Any, Callable[[], bool]], dict[str, Any]]
+
+POISON = ("CUDA error", "device-side assert", "CUBLAS_STATUS_EXECUTION_FAILED", "cudaErrorIllegalAddress")
+
+
+class Unhealthy(RuntimeError):
+    """Raised by check_health: Serve replaces the replica."""
+
+
+class Worker:
+    """One replica's thread of work: one call at a time, throttled progress, and what check_health needs to know."""
+
+    def __init__(self, *, stall_s: float = 300.0, interval_s: float = 0.5) -> None:
+        self.stall_s = stall_s
+        self.interval_s = interval_s
+        self.poisoned = ""
+        self._turn = asyncio.Lock()
+        self._last_sign = 0.0
+        self._running = False
+
+    def check_health(self) -> None:
+        if self.poisoned:
+            raise Unhealthy(f"the device context is unusable: {self.poisoned}")
+        silent = time.monotonic() - self._last_sign
+        if self._running and silent > self.stall_s:
+            raise Unhealthy(f"no progress for {silent:.0f} s")
+
+    async def run(self, work: Work, *, on_memory: Callable[[], None] = lambda: None) -> AsyncIterator[Message]:
+        """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed."""
+        if self.poisoned:
+            yield Failed("device_lost", f"The device of this worker is unusable: {self.poisoned}", retry=True)
+            return
+        async with self._turn:
+            async for message in self._run(work, on_memory):
+                yield message
+
+    async def _run(self, work: Work, on_memory: Callable[[], None]) -> AsyncIterator[Message]:
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+        inbox: asyncio.Queue[Message] = asyncio.Queue()
+        sent = 0.0
+
+        def progress(stage: str, step: int, steps: int, **metrics: float) -> None:
+            nonlocal sent
+            now = self._last_sign = time.monotonic()
+            if now - sent >= self.interval_s or step >= steps:
+                sent = now
+                values = {name: float(value) for name, value in metrics.items()}
+                loop.call_soon_threadsafe(inbox.put_nowait, Progress(stage, int(step), int(steps), values))
+
+        def body() -> None:
+            message = self._outcome(work, progress, stop.is_set, on_memory)
+            loop.call_soon_threadsafe(inbox.put_nowait, message)
+
+        self._last_sign, self._running = time.monotonic(), True
+        thread = loop.run_in_executor(None, body)
+        try:
+            while True:
+                message = await inbox.get()
+                yield message
+                if not isinstance(message, Progress):
+                    return
+        finally:
+            stop.set()
+            # The next call must not share the device with the rest of this one.
+            await asyncio.wait({asyncio.ensure_future(thread)}, timeout=30)
+            self._running = False
+
+    def _outcome(self, work: Work, progress: Any, cancelled: Callable[[], bool], on_memory: Callable) -> Message:
+        try:
+            return Done(work(progress, cancelled))
+        except Exception as error:
+            failed = failure(error)
+            if failed.code == "device_lost":
+                self.poisoned = str(error).splitlines()[0][:200]
+            if failed.code == "out_of_memory":
+                on_memory()
+            if failed.code == "internal_error":
+                log.exception("A stage failed for no reason that it knows.")
+            return failed
+
+
+def failure(error: BaseException) -> Failed:
+    """The Failed of an exception: our own errors as they are, a device's by what it says, others without their text."""
+    if isinstance(error, ViewmeshError):
+        return Failed(error.code, str(error), error.hint, isinstance(error, StoreError), _details(error))
+    if out_of_device_memory(error):
+        return Failed("out_of_memory", str(error).splitlines()[0], "Use a smaller preset, fewer views or a larger GPU.")
+    if any(sign in str(error) for sign in POISON):
+        return Failed("device_lost", "The GPU stopped working during this job.", "The service replaces it.", retry=True)
+    if isinstance(error, MemoryError):
+        return Failed("out_of_memory", "The worker ran out of host memory.", "Use fewer or smaller views.")
+    return Failed(
+        "internal_error", f"The stage failed unexpectedly ({type(error).__name__}).", "See the service's log."
+    )
+
+
+def out_of_device_memory(error: BaseException) -> bool:
+    return isinstance(error, OutOfMemory) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def _details(error: ViewmeshError) -> dict[str, Any]:
+    if isinstance(error, OutOfMemory):
+        return {"needed_bytes": error.needed, "free_bytes": error.free, "device": error.device}
+    if isinstance(error, PoseError):
+        return {"unposed": list(error.unposed)}
+    if isinstance(error, MissingModel | Cancelled):
+        return {}
+    file = getattr(error, "file", "")
+    return {"file": file} if file else {}

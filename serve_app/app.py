@@ -1,0 +1,34 @@
+"""START HERE. The Serve application: `import_path: serve_app.app:build`.
+
+    client ──HTTP──> Router ──> job database <── Conductor ──> Preprocessor, Nvdiffrec (and further models), Exporter
+
+`build` only names the deployments; nothing heavy is imported until their constructors run on the nodes that do
+the work.
+(No `from __future__ import annotations` here: Ray reads the annotation of `args` to know that it is a model.)
+"""
+
+from ray.serve import Application
+
+from serve_app.settings import AppArgs
+
+
+def build(args: AppArgs) -> Application:
+    """The graph. Raises pydantic's ValidationError for unknown keys; a running version then stays in place."""
+    from deployments.exporter import Exporter
+    from deployments.preprocessor import Preprocessor
+    from serve_app.conductor import Conductor
+    from serve_app.models import MODELS
+    from serve_app.router import Router
+
+    store = args.artifacts_url()
+    if args.fake:
+        stage = args.fake.stage()
+        preprocessor = Preprocessor.bind(store, "deployments.fakes:FakePreparer", stage)
+        exporter = Exporter.bind(store, "deployments.fakes:FakeWriter", stage)
+    else:
+        preprocessor = Preprocessor.bind(store, "deployments.adapters.prepare:LibraryPreparer", {})
+        exporter = Exporter.bind(store, "deployments.adapters.export:LibraryWriter", {})
+    workers = {model.name: model.bind(args) for model in MODELS.values() if model.bind is not None}
+    plain = args.model_dump(mode="json")
+    conductor = Conductor.bind(plain, preprocessor, exporter, workers)
+    return Router.bind(plain, conductor)

@@ -1,0 +1,254 @@
+"""The commands around the service: `serve`, `submit`, `config check`, `config key`; `viewmesh` wires them in.
+
+Heavy imports happen inside the commands, so that `--help` is instant.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from viewmesh.cli import Bar, errors_as_sentences
+from viewmesh.errors import OptionError, ViewmeshError
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
+OBJECT_STORE_BYTES = 512 * 2**20  # jobs pass references, not arrays; Ray's default is a third of the memory
+
+config = typer.Typer(help="Check serve_config.yaml; make API keys.", no_args_is_help=True)
+
+
+def serve(
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    host: Annotated[str, typer.Option(help="A public address needs API keys.")] = "127.0.0.1",
+    data: Annotated[Path, typer.Option(help="Where jobs and their files lie.")] = Path("data"),
+    config_file: Annotated[Path | None, typer.Option("--config", help="serve_config.yaml")] = None,
+    fake: Annotated[float | None, typer.Option(help="Engines that need no model: seconds per job.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show the log here instead of in DATA/serve.log.")] = False,
+) -> None:
+    """Start the service on this machine, fitted to it, and stay until Ctrl-C."""
+    with errors_as_sentences():
+        file = write_adapted(config_file or DEFAULT_CONFIG, data, port=port, host=host, fake=fake)
+        child = start(file, data, verbose=verbose)
+        try:
+            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+            await_ready(url, child, data)
+            typer.echo(
+                f"viewmesh is ready at {url}  (page /, API /docs, data {data}, log {data / 'serve.log'})", err=True
+            )
+            child.wait()
+        except KeyboardInterrupt:
+            typer.echo("Stopping; jobs go on at the next start.", err=True)
+        finally:
+            stop(child)
+
+
+def submit(
+    source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.")],
+    url: Annotated[str, typer.Option(envvar="VIEWMESH_URL", help="The running service.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="VIEWMESH_KEY", help="API key.")] = None,
+    model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
+    preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
+    seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
+    target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
+    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
+    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz.")] = "glb,obj,ply",
+    rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
+    cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
+    mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
+    up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
+) -> None:
+    """Send a view set to a running service, show its progress, fetch the result."""
+    given = {
+        "model": model,
+        "preset": preset,
+        "seed": seed,
+        "target_faces": target_faces,
+        "texture_size": texture_size,
+        "formats": tuple(formats.split(",")),
+        "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
+    }
+    with errors_as_sentences():
+        reconstruct_over_http(url, source, out, options_of(given), key=key)
+
+
+def options_of(given: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    from viewmesh.options import Options
+
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"{name}: {first['msg']}.", hint="See viewmesh submit --help.") from error
+
+
+def reconstruct_over_http(
+    url: str, source: Path, out: Path, options: Any, *, key: str | None = None
+) -> dict[str, Path]:
+    """Submits, follows and downloads; Ctrl-C cancels the job. Raises ServiceError, ViewmeshError."""
+    from serve_app.client import Client
+
+    with Client(url, key=key) as client:
+        job = client.submit(source, options)
+        typer.echo(f"job {job.id}", err=True)
+        try:
+            with Bar() as bar:
+                for event in client.events(job.id):
+                    if event.type == "progress":
+                        known = ("stage", "step", "steps", "percent", "eta_s")
+                        metrics = {name: value for name, value in event.data.items() if name not in known}
+                        bar(event.data["stage"], event.data["step"], event.data["steps"], **metrics)
+        except KeyboardInterrupt:
+            client.cancel(job.id)
+            raise
+        job = client.get(job.id)
+        if job.error is not None:
+            error = ViewmeshError(job.error.message, hint=job.error.hint)
+            error.code = job.error.code
+            raise error
+        if job.state != "succeeded":
+            raise ViewmeshError(f"The job was {job.state}.")
+        files = client.download(job.id, out)
+    typer.echo(f"{files.get('mesh.glb', out)}: {(job.report or {}).get('faces', '?')} faces", err=True)
+    return files
+
+
+@config.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="serve_config.yaml")] = Path("serve_config.yaml"),
+) -> None:
+    """Find unknown keys and wrong values, which Ray accepts in silence."""
+    from serve_app import config as configuration
+
+    with errors_as_sentences():
+        value = configuration.load(file)
+        found = configuration.check(value)
+        if not found:
+            configuration.import_target(value)
+    for sentence in found:
+        typer.echo(f"{file}: {sentence}", err=True)
+    if found:
+        raise typer.Exit(2)
+    typer.echo(f"{file}: ok", err=True)
+
+
+@config.command("key")
+def key(
+    owner: Annotated[str, typer.Argument(help="Keys of one owner see the same jobs.")],
+    file: Annotated[Path, typer.Option(help="The keys file to add it to.")] = Path("keys.yaml"),
+    max_active_jobs: Annotated[int | None, typer.Option(help="Queued and running jobs at once.")] = None,
+    upload_bytes_per_day: Annotated[int | None, typer.Option(help="Uploads in any 24 hours.")] = None,
+) -> None:
+    """Make an API key: printed once, kept as a hash."""
+    import yaml
+
+    from serve_app.auth import Key, new_key
+
+    secret, digest = new_key()
+    entry = Key(owner=owner, sha256=digest, max_active_jobs=max_active_jobs, upload_bytes_per_day=upload_bytes_per_day)
+    kept = yaml.safe_load(file.read_text()) if file.exists() else []
+    kept = [*(kept or []), entry.model_dump(exclude_none=True)]
+    staged = file.with_suffix(".part")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        yaml.safe_dump(kept, opened, sort_keys=False)
+    staged.replace(file)
+    typer.echo(secret)
+
+
+# --- starting and stopping, also used by the tests, the demo and the benchmark ---------------------------------------
+
+
+def write_adapted(
+    config_file: Path,
+    data: Path,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    fake: float | None = None,
+    change: Any = None,
+) -> Path:
+    """The config fitted to this machine, written into `data`. Raises OptionError for anything that `check` finds."""
+    from serve_app import config as configuration
+
+    value = configuration.load(config_file)
+    found = configuration.check(value)
+    if found:
+        raise OptionError(f"{config_file}: {found[0]}", hint=f"viewmesh config check {config_file}")
+    data.mkdir(parents=True, exist_ok=True)
+    fitted = configuration.adapted(value, cpus=os.cpu_count() or 1, gpus=_gpus(), data=data, port=port, host=host)
+    if fake is not None:
+        for application in fitted["applications"]:
+            application["args"]["fake"] = {"optimise_s": fake}
+    if change is not None:
+        change(fitted)
+    import yaml
+
+    file = data / "serve_config.yaml"
+    file.write_text(yaml.safe_dump(fitted, sort_keys=False))
+    return file
+
+
+def start(file: Path, data: Path, *, verbose: bool = False, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """`serve run` on a Ray of its own, as a process group of its own."""
+    environment = {
+        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
+        **os.environ,
+        **(env or {}),
+    }
+    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", "--address", "local", str(file)]
+    out = None if verbose else open(data / "serve.log", "ab")  # noqa: SIM115  (the child's)
+    return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def await_ready(url: str, child: subprocess.Popen, data: Path, seconds: float = 180.0) -> None:
+    """Returns once /readyz says so. Raises ViewmeshError if the service ends or does not come up."""
+    import httpx
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if child.poll() is not None:
+            raise ViewmeshError(f"The service ended while it started (exit {child.returncode}).", hint=_tail(data))
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise ViewmeshError(f"The service was not ready after {seconds:.0f} s.", hint=_tail(data))
+
+
+def stop(child: subprocess.Popen, seconds: float = 40.0) -> None:
+    """As Ctrl-C does; then less politely."""
+    for sign, patience in ((signal.SIGINT, seconds), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        if child.poll() is not None:
+            return
+        try:
+            os.killpg(child.pid, sign)
+            child.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _tail(data: Path) -> str:
+    log = data / "serve.log"
+    return f"{log}: {log.read_text(errors='replace')[-600:]}" if log.exists() else ""
+
+
+def _gpus() -> int:
+    """GPUs that Ray will see, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0

@@ -1,0 +1,232 @@
+"""A small typed client of the HTTP API.
+
+    with Client("http://127.0.0.1:8000") as client:
+        job = client.submit(Path("views"), Options(preset="preview"))
+        for event in client.events(job.id): ...
+        client.download(job.id, Path("out"))
+
+Reading is repeated when the connection breaks; submitting too, under an Idempotency-Key, so a job is never made twice.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from serve_app.schemas import (
+    ExportRequest,
+    ModelList,
+    ReconstructionList,
+    ReconstructionView,
+)
+from viewmesh.errors import InputError, ViewmeshError
+from viewmesh.options import Options
+
+RETRIES = 8
+VIEWS = ("views", "images")
+CAMERAS = ("cameras.json", "transforms.json", "transforms_train.json")
+
+
+class ServiceError(ViewmeshError):
+    """The service answered with a problem; `status`, `code`, `hint` and `request_id` are its."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(body.get("detail") or f"The service answered {status}.", hint=body.get("hint", ""))
+        self.status = status
+        self.code = body.get("code", "error")
+        self.request_id = body.get("request_id", "")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event: `state`, `progress`, `preview`, `artifact` or `done`."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+class Client:
+    def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.http.close()
+
+    def submit(
+        self, source: Path, options: Options | None = None, *, idempotency_key: str | None = None, webhook_url: str = ""
+    ) -> ReconstructionView:
+        """Sends a view set: a folder in the form of the README, or a zip. Raises InputError, ServiceError."""
+        fields = {"options": options.model_dump_json(exclude_defaults=True) if options else "{}"}
+        if webhook_url:
+            fields["webhook_url"] = webhook_url
+        key = idempotency_key or uuid.uuid4().hex
+
+        def send() -> httpx.Response:
+            files = [(field, (path.name, open(path, "rb"))) for field, path in files_of(source)]  # noqa: SIM115
+            try:
+                return self.http.post(
+                    "/v1/reconstructions", data=fields, files=files, headers={"idempotency-key": key}, timeout=900
+                )
+            finally:
+                for _, (_, opened) in files:
+                    opened.close()
+
+        return ReconstructionView.model_validate(self._ask(send).json())
+
+    def get(self, job_id: str) -> ReconstructionView:
+        return ReconstructionView.model_validate(self._get(f"/v1/reconstructions/{job_id}").json())
+
+    def list(self, *, state: str | None = None, limit: int = 20, cursor: str | None = None) -> ReconstructionList:
+        given = {"state": state, "limit": limit, "cursor": cursor}
+        query = {name: value for name, value in given.items() if value is not None}
+        return ReconstructionList.model_validate(
+            self._ask(lambda: self.http.get("/v1/reconstructions", params=query)).json()
+        )
+
+    def models(self) -> ModelList:
+        return ModelList.model_validate(self._get("/v1/models").json())
+
+    def cancel(self, job_id: str) -> ReconstructionView:
+        answer = self._ask(lambda: self.http.post(f"/v1/reconstructions/{job_id}/cancel"))
+        return ReconstructionView.model_validate(answer.json())
+
+    def delete(self, job_id: str) -> None:
+        self._ask(lambda: self.http.delete(f"/v1/reconstructions/{job_id}"))
+
+    def export(self, job_id: str, request: ExportRequest) -> ReconstructionView:
+        key = {"idempotency-key": uuid.uuid4().hex}
+        url = f"/v1/reconstructions/{job_id}/exports"
+        answer = self._ask(lambda: self.http.post(url, json=request.model_dump(), headers=key))
+        return ReconstructionView.model_validate(answer.json())
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
+        """The job's events until it is over. A broken stream is taken up again where it broke."""
+        failures = 0
+        while True:
+            try:
+                headers = {"last-event-id": str(after), "accept": "text/event-stream"}
+                url = f"/v1/reconstructions/{job_id}/events"
+                with self.http.stream("GET", url, headers=headers, timeout=httpx.Timeout(60, read=45)) as answer:
+                    if answer.status_code == 204:
+                        return
+                    _check(answer)
+                    for event in _parse(answer.iter_lines()):
+                        after, failures = event.id, 0
+                        yield event
+                        if event.type == "done":
+                            return
+            except (httpx.TransportError, ServiceError) as error:
+                if isinstance(error, ServiceError) and error.status not in (500, 502, 503, 504):
+                    raise
+                failures += 1
+                if failures > RETRIES:
+                    raise
+            time.sleep(min(5.0, 0.3 * 2**failures))
+
+    def wait(self, job_id: str) -> ReconstructionView:
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
+
+    def download(self, job_id: str, folder: Path) -> dict[str, Path]:
+        """All artifacts, each checked against its sha256."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files: dict[str, Path] = {}
+        for artifact in self.get(job_id).artifacts:
+            path = folder / Path(artifact.name).name
+            body = self._get(artifact.url).content
+            if hashlib.sha256(body).hexdigest() != artifact.sha256:
+                raise ServiceError(
+                    502, {"detail": f"{artifact.name} was damaged on the way.", "code": "artifact_corrupt"}
+                )
+            path.write_bytes(body)
+            files[artifact.name] = path
+        return files
+
+    def _get(self, url: str) -> httpx.Response:
+        return self._ask(lambda: self.http.get(url))
+
+    def _ask(self, send: Any) -> httpx.Response:
+        """Repeats what can be repeated: a broken connection, and 503 and 429 with their Retry-After."""
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = send()
+            except httpx.TransportError as error:
+                if attempt == RETRIES:
+                    raise ServiceError(
+                        503, {"detail": f"The service cannot be reached: {error}", "hint": "viewmesh serve"}
+                    ) from error
+                time.sleep(min(5.0, 0.3 * 2**attempt))
+                continue
+            if answer.status_code in (429, 502, 503, 504) and attempt < RETRIES and _passing(answer):
+                time.sleep(min(30.0, float(answer.headers.get("retry-after", 0.3 * 2**attempt))))
+                continue
+            _check(answer)
+            return answer
+        raise AssertionError("unreachable")
+
+
+def files_of(source: Path) -> list[tuple[str, Path]]:
+    """(field, file) of a view set in a folder, or the zip itself."""
+    if source.is_file():
+        return [("archive", source)]
+    folder = next((source / name for name in VIEWS if (source / name).is_dir()), source)
+    views = _pictures(folder)
+    if not views:
+        raise InputError("has no pictures", file=str(source), hint="Put PNG, JPEG or WebP files into views/.")
+    found = [("views", path) for path in views]
+    for field in ("masks", "depth"):
+        found += [(field, path) for path in _pictures(source / field)]
+    cameras = next((source / name for name in CAMERAS if (source / name).is_file()), None)
+    return found + ([("cameras", cameras)] if cameras else [])
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+
+
+def _passing(answer: httpx.Response) -> bool:
+    """Whether a refusal may be over soon: a missing model is not."""
+    try:
+        return answer.json().get("code") != "model_missing"
+    except ValueError:
+        return True  # Serve's own words while a Router starts
+
+
+def _check(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    answer.read()
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {"detail": answer.text[:200]}
+    raise ServiceError(answer.status_code, body if isinstance(body, dict) else {})
+
+
+def _parse(lines: Iterator[str]) -> Iterator[Event]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if not line:
+            if "id" in fields and "data" in fields:
+                yield Event(int(fields["id"]), fields.get("event", "message"), json.loads(fields["data"]))
+            fields = {}
+            continue
+        name, _, value = line.partition(":")
+        fields[name] = value.removeprefix(" ")

@@ -1,0 +1,178 @@
+"""Conductor: the one replica that runs the workflows. It only awaits, so thousands of jobs fit.
+
+When it dies, Serve starts it again and DBOS goes on with every workflow at its last finished step.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore, StoreError
+from serve_app import workflow
+from serve_app.auth import KeyRing
+from serve_app.durable import DELIVERIES, EXPORTS, Runner, Workflows, queue_of, sleep, step
+from serve_app.jobs import ACTIVE, JobStore
+from serve_app.models import MODELS
+from serve_app.settings import AppArgs
+from serve_app.stages import Calls
+from serve_app.webhooks import PAUSES_S, deliver
+
+log = logging.getLogger("ray.serve")
+SWEEP_S = 30.0
+ORPHAN_S = 3600.0
+
+
+@serve.deployment(
+    name="Conductor",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=5,
+    health_check_period_s=3,
+    health_check_timeout_s=10,
+    ray_actor_options={"num_cpus": 0.1},
+)
+class Conductor:
+    async def __init__(self, args: dict[str, Any], preprocessor: Any, exporter: Any, models: dict[str, Any]) -> None:
+        self.args = AppArgs(**args)
+        self.store = JobStore(self.args.database_url(), pool_size=20)
+        await asyncio.to_thread(self.store.create)
+        self.artifacts = await asyncio.to_thread(ArtifactStore, self.args.artifacts_url())
+        self.keys = KeyRing(self.args.auth.keys_file)
+        self.retention_s = self.args.retention_s
+        self.calls = Calls(self.store, self.artifacts, preprocessor, exporter, models, lambda: self.retention_s)
+        self.runner = Runner(self.args.database_url(), self.store.engine)
+        self.runner.register("reconstruction", self._reconstruct)
+        self.runner.register("export", self._export)
+        self.runner.register("deliver", self._deliver)
+        queues = {queue_of("reconstruction", name): self.args.slots_of(name) for name in MODELS}
+        await self.runner.launch({**queues, EXPORTS: 8, DELIVERIES: 16})
+        self.workflows = Workflows(self.store.engine)
+        self.store.on_end = self.workflows.deliver
+        self.sweeper = asyncio.create_task(self._sweep_for_ever())
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.retention_s = config.get("retention_s", self.args.retention_s)
+
+    async def check_health(self) -> None:
+        if self.sweeper.done():
+            raise RuntimeError("the Conductor's sweeper has ended")
+
+    async def ready(self) -> bool:
+        return True
+
+    async def stop(self, job_id: str) -> bool:
+        """Stops the job's running call now, instead of when DBOS next looks for cancelled workflows."""
+        return self.calls.stop(job_id)
+
+    async def close(self) -> None:
+        """For graphs inside one process: a replica just ends."""
+        self.sweeper.cancel()
+        await asyncio.to_thread(self.runner.close)
+        self.workflows.close()
+        self.store.close()
+
+    # --- workflows -------------------------------------------------------------------------------------------------
+
+    async def _reconstruct(self, job_id: str) -> None:
+        await self._guarded(workflow.reconstruct, job_id)
+
+    async def _export(self, job_id: str) -> None:
+        await self._guarded(workflow.export, job_id)
+
+    async def _guarded(self, run: Any, job_id: str) -> None:
+        try:
+            await run(step, self.calls, job_id)
+        except Exception:
+            row = await asyncio.to_thread(self.store.get, job_id)
+            if row is None or row["state"] not in ACTIVE:
+                raise  # cancelled or deleted: DBOS says so by an exception of its own
+            log.exception(f"the workflow of {job_id} failed")
+            await self.calls.fail(
+                job_id,
+                {
+                    "code": "internal_error",
+                    "message": "The job failed unexpectedly.",
+                    "hint": "See the service's log.",
+                    "details": {},
+                },
+            )
+
+    async def _deliver(self, job_id: str) -> None:
+        for pause in PAUSES_S:
+            if pause:
+                await sleep(pause)
+            if (await step("deliver", self._deliver_once, job_id))["over"]:
+                return
+
+    async def _deliver_once(self, job_id: str) -> dict[str, Any]:
+        row = await asyncio.to_thread(self.store.get, job_id)
+        if row is None or not row["webhook"]:
+            return {"over": True}
+        secret = self.keys.webhook_secret(row["owner"]) or self.args.outbound.webhook_secret
+        files = await asyncio.to_thread(self.store.artifacts, [job_id])
+        return {"over": await deliver(row, files[job_id], secret, self.args.outbound)}
+
+    # --- housekeeping ----------------------------------------------------------------------------------------------
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                try:
+                    await asyncio.to_thread(self.sweep)
+                except Exception:
+                    log.exception("the sweep failed")
+            await asyncio.sleep(SWEEP_S)
+
+    def sweep(self) -> None:
+        """Deletes what has expired and what nobody refers to; ends jobs whose workflow has ended without telling."""
+        while ids := self.store.expired(time.time()):
+            for job_id in ids:
+                forget(self.store, self.workflows, self.artifacts, job_id, None)
+        self._reconcile()
+        try:
+            for key in self.artifacts.older_than("tmp", ORPHAN_S):
+                self.artifacts.remove(key)
+            folders = self.artifacts.older_than("jobs", ORPHAN_S)
+            known = self.store.known([key.split("/")[1] for key in folders])
+            for key in folders:
+                if key.split("/")[1] not in known:
+                    self.artifacts.remove(key)
+            for shard in self.artifacts.older_than("inputs", ORPHAN_S):
+                self.store.drop_unused_inputs(self.artifacts.older_than(shard, ORPHAN_S), self.artifacts.remove)
+        except StoreError as error:
+            log.warning(f"the sweep could not reach the artifact store: {error}")
+
+    def _reconcile(self) -> None:
+        active = self.store.ids(ACTIVE, older_than_s=10)
+        for start in range(0, len(active), 200):
+            for job_id, state in self.workflows.over(active[start : start + 200]).items():
+                row = self.store.get(job_id)  # the workflow may have told us since
+                if row is None or row["state"] not in ACTIVE:
+                    continue
+                log.error(json.dumps({"job_id": job_id, "workflow": state, "message": "the workflow ended in silence"}))
+                self.store.fail(
+                    job_id,
+                    {
+                        "code": "internal_error",
+                        "message": "The job's workflow ended unexpectedly.",
+                        "hint": "See the service's log.",
+                        "details": {},
+                    },
+                    self.calls._expires(),
+                )
+
+
+def forget(store: JobStore, workflows: Workflows, artifacts: ArtifactStore, job_id: str, owner: str | None) -> bool:
+    """Deletes a job, its exports, their files and workflows. False if there is no such job of this owner."""
+    ids = store.delete(job_id, owner, artifacts.remove)
+    if ids is None:
+        return False
+    workflows.delete(ids)
+    for gone in ids:
+        artifacts.remove(f"jobs/{gone}")
+    return True

@@ -1,0 +1,170 @@
+"""serve_config.yaml: checking it more strictly than Ray does, and fitting it to the machine at hand.
+
+Ray accepts unknown keys in silence; a typo then means a default nobody asked for. Here every key is looked up.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serve_app.settings import AppArgs, RouterConfig
+from viewmesh.errors import OptionError
+
+DEPLOYMENTS = ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter")
+WORKER_CONFIG = {
+    "Preprocessor": {"stall_s"},
+    "Exporter": {"stall_s"},
+    "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
+    "Conductor": {"retention_s"},
+}
+
+
+def load(file: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise OptionError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(value, dict):
+        raise OptionError(f"{file}: must be a mapping.")
+    return value
+
+
+def check(config: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with a Serve config, one sentence each; empty if nothing is."""
+    from ray.serve.schema import ServeDeploySchema
+
+    found = unknown_keys(config, ServeDeploySchema, "")
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        found += [f"{_where(item['loc'])}: {item['msg']}" for item in error.errors()]
+    except ValueError as error:
+        found.append(str(error))
+    for i, application in enumerate(config.get("applications") or []):
+        if isinstance(application, dict):
+            found += _check_application(application, f"applications.{i}")
+    return list(dict.fromkeys(found))
+
+
+def _check_application(application: dict[str, Any], at: str) -> list[str]:
+    found: list[str] = []
+    if application.get("import_path") == "serve_app.app:build":
+        found += _errors_of(AppArgs, application.get("args") or {}, f"{at}.args")
+    for j, deployment in enumerate(application.get("deployments") or []):
+        if not isinstance(deployment, dict):
+            continue
+        here, name = f"{at}.deployments.{j}", deployment.get("name")
+        if application.get("import_path") == "serve_app.app:build" and name not in DEPLOYMENTS:
+            found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), DEPLOYMENTS)}")
+        given = deployment.get("user_config") or {}
+        if name == "Router":
+            found += _errors_of(RouterConfig, given, f"{here}.user_config")
+        elif name in WORKER_CONFIG:
+            known = WORKER_CONFIG[name]
+            found += [f"{here}.user_config.{k}: unknown{_meant(k, known)}" for k in given if k not in known]
+    return found
+
+
+def unknown_keys(value: Any, model: type[BaseModel], at: str) -> list[str]:
+    """The keys of a value, at any depth, that its pydantic model does not have."""
+    if not isinstance(value, dict):
+        return []
+    found: list[str] = []
+    fields = dict(model.model_fields)
+    for key, item in value.items():
+        here = f"{at}.{key}" if at else str(key)
+        if key not in fields:
+            found.append(f"{here}: unknown key{_meant(str(key), fields)}")
+            continue
+        for inner in _models_in(fields[key].annotation):
+            if isinstance(item, list):
+                for i, entry in enumerate(item):
+                    found += unknown_keys(entry, inner, f"{here}.{i}")
+            else:
+                found += unknown_keys(item, inner, here)
+            break
+    return found
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _errors_of(model: type[BaseModel], value: Any, at: str) -> list[str]:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return [f"{at}.{_where(item['loc'])}: {item['msg']}" for item in error.errors()]
+    return []
+
+
+def _where(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _meant(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def adapted(
+    config: dict[str, Any],
+    *,
+    cpus: int,
+    gpus: int,
+    data: Path | None = None,
+    port: int | None = None,
+    host: str | None = None,
+) -> dict[str, Any]:
+    """The config for a machine: without GPUs Nvdiffrec runs on the CPU, and nothing asks for more than there is."""
+    fitted = copy.deepcopy(config)
+    http = fitted.setdefault("http_options", {})
+    if port is not None:
+        http["port"] = port
+    if host is not None:
+        http["host"] = host
+    for application in fitted.get("applications", []):
+        args = application.setdefault("args", {})
+        if data is not None:
+            args["data"] = str(data.absolute())
+            args.pop("database", None)
+            args.pop("artifacts", None)
+        for deployment in application.get("deployments", []):
+            name = deployment.get("name")
+            options = deployment.setdefault("ray_actor_options", {})
+            scaling = deployment.get("autoscaling_config")
+            if name == "Nvdiffrec":
+                if gpus == 0:
+                    options.update(num_gpus=0, num_cpus=min(1, cpus))
+                replicas = max(1, gpus)
+                if scaling:
+                    scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
+                    scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
+                    args.setdefault("slots", {}).setdefault("nvdiffrec", scaling["max_replicas"])
+            elif name in ("Preprocessor", "Exporter"):
+                if cpus <= 4:  # on a small machine they share what the optimiser leaves
+                    options["num_cpus"] = 0.3
+                if scaling:
+                    scaling["max_replicas"] = max(1, min(scaling.get("max_replicas", 1), cpus // 2))
+    return fitted
+
+
+def import_target(config: dict[str, Any]) -> None:
+    """Raises OptionError if the import path of an application does not import."""
+    for application in config.get("applications", []):
+        path = str(application.get("import_path", ""))
+        module, _, name = path.replace(":", ".").rpartition(".")
+        try:
+            getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise OptionError(f"import_path {path!r} cannot be imported: {error}") from error

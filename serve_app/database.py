@@ -1,0 +1,125 @@
+"""The job database: one SQLAlchemy engine per process on SQLite or Postgres, shared by our tables and by DBOS's.
+
+Our tables hold what a caller can see of a job (state, progress, events, artifacts); DBOS's hold how far its workflow
+is. They lie in one database so that accepting a job and enqueueing its workflow is one transaction.
+"""
+
+import os
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "viewmesh_jobs",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),  # reconstruction | export
+    sa.Column("parent", sa.String(36)),  # an export's reconstruction
+    sa.Column("model", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("stage", sa.String(32)),
+    sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("steps", sa.Integer, nullable=False, default=0),
+    sa.Column("percent", sa.Float, nullable=False, default=0.0),
+    sa.Column("eta_s", sa.Float),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("finished", sa.Float),
+    sa.Column("expires", sa.Float),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("inputs", sa.JSON, nullable=False),  # {name: Ref}
+    sa.Column("input_bytes", sa.BigInteger, nullable=False, default=0),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("error", sa.JSON),
+    sa.Column("report", sa.JSON),
+    sa.Column("timings", sa.JSON, nullable=False),  # {stage: seconds}
+    sa.Column("result", sa.JSON),  # {"views": Ref, "result": Ref}: what an export starts from
+    sa.Column("resumes", sa.Integer, nullable=False, default=0),
+    sa.Column("webhook", sa.String(2048)),
+    sa.Column("seq", sa.Integer, nullable=False, default=0),  # number of its events
+    sa.Index("viewmesh_jobs_by_owner", "owner", "created", "id"),
+    sa.Index("viewmesh_jobs_by_state", "state", "model", "created"),
+    sa.Index("viewmesh_jobs_by_expiry", "expires"),
+    sa.Index("viewmesh_jobs_by_parent", "parent"),
+)
+
+events = sa.Table(
+    "viewmesh_events",
+    metadata,
+    sa.Column("job_id", sa.String(36), sa.ForeignKey("viewmesh_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+artifacts = sa.Table(
+    "viewmesh_artifacts",
+    metadata,
+    sa.Column("job_id", sa.String(36), sa.ForeignKey("viewmesh_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("key", sa.String(256), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("media_type", sa.String(64), nullable=False),
+)
+
+inputs = sa.Table(
+    "viewmesh_inputs",
+    metadata,
+    sa.Column("job_id", sa.String(36), sa.ForeignKey("viewmesh_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.String(128), primary_key=True, index=True),
+)
+
+# What deleted jobs leave to the sums of /metrics: one row per label, so that counters never fall.
+tallies = sa.Table(
+    "viewmesh_tallies",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("label", sa.String(128), primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+)
+
+
+def engine_of(url: str, *, pool_size: int = 10) -> sa.Engine:
+    """A pool of connections; SQLite in write-ahead mode, so that readers never wait for the writer."""
+    if not url.startswith("sqlite"):
+        if url.startswith("postgresql://"):
+            url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        return sa.create_engine(url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True, pool_recycle=1800)
+    path = sa.make_url(url).database
+    if path and path != ":memory:":
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    engine = sa.create_engine(url, pool_size=pool_size, max_overflow=10)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        # DBOS does so on the engines that it makes; IMMEDIATE takes the write lock when a transaction begins.
+        connection.isolation_level = "IMMEDIATE"
+        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    return engine
+
+
+def create_tables(engine: sa.Engine) -> None:
+    """Creates our tables if they are not there. Several processes may do so at once."""
+    try:
+        metadata.create_all(engine)
+    except DBAPIError:  # another process was between our look and our CREATE
+        metadata.create_all(engine)
+
+
+def lock_inputs(connection: sa.Connection) -> None:
+    """Keeps accepting a job and deleting unreferenced inputs apart, until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(827364)"))
+    else:
+        connection.execute(sa.text("DELETE FROM viewmesh_inputs WHERE job_id = ''"))  # takes SQLite's write lock

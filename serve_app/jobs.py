@@ -1,0 +1,428 @@
+"""Jobs as the service sees them: rows that are accepted, move between states, write events and end exactly once.
+
+Every change of a job and the event that tells of it are one transaction, and every change is guarded by the state it
+starts from, so a step that runs twice (its first run was lost with its process) changes nothing the second time.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, tallies
+from serve_app.schemas import TERMINAL, media_type
+
+ACTIVE = ("queued", "running")
+
+
+class QuotaExceeded(Exception):
+    """The owner has as many jobs waiting or running as the owner may have."""
+
+
+class DifferentRequest(Exception):
+    """The idempotency key was used before, for a request with another body."""
+
+
+class InputGone(Exception):
+    """A deduplicated input was deleted between its upload and the job's acceptance: the upload must be repeated."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that asks to be accepted."""
+
+    id: str
+    owner: str
+    kind: str
+    model: str
+    options: dict[str, Any]
+    inputs: dict[str, Any]  # {name: Ref.json()}
+    request_hash: str
+    parent: str | None = None
+    webhook: str | None = None
+    result: dict[str, Any] | None = None
+
+
+Row = dict[str, Any]
+Enqueue = Callable[[sa.Connection, str, str, str], None]
+
+
+def new_id() -> str:
+    """A UUID of version 7: sorts by time, says nothing else."""
+    stamp = int(time.time() * 1000).to_bytes(6, "big")
+    raw = bytearray(stamp + uuid.uuid4().bytes[6:])
+    raw[6] = (raw[6] & 0x0F) | 0x70
+    raw[8] = (raw[8] & 0x3F) | 0x80
+    return str(uuid.UUID(bytes=bytes(raw)))
+
+
+def id_of_key(owner: str, key: str) -> str:
+    """The job id of an Idempotency-Key: the same key of the same owner is the same job."""
+    return str(uuid.uuid5(uuid.UUID("5b0f7f5c-6f0e-5f5e-9d39-5f1f7a1f0a11"), f"{owner}\n{key}"))
+
+
+class JobStore:
+    """Queries and transitions. All methods block; an event loop calls them in a thread."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.engine = engine_of(url, pool_size=pool_size)
+        self.on_end: Callable[[sa.Connection, str], None] | None = None  # for jobs with a webhook, in the transaction
+
+    def create(self) -> None:
+        create_tables(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # --- accepting -------------------------------------------------------------------------------------------------
+
+    def accept(
+        self,
+        job: NewJob,
+        enqueue: Enqueue,
+        *,
+        max_active: int | None = None,
+        still_there: Callable[[str], bool] = lambda key: True,
+    ) -> tuple[Row, bool]:
+        """Inserts the job, its first event and its workflow at once. Returns the row and whether it is new.
+
+        Raises DifferentRequest, QuotaExceeded, InputGone.
+        """
+        keys = sorted({ref["key"] for ref in job.inputs.values()})
+        with self.engine.begin() as connection:
+            lock_inputs(connection)
+            known = _one(connection, sa.select(jobs).where(jobs.c.id == job.id))
+            if known is not None:
+                if known["owner"] != job.owner or known["request_hash"] != job.request_hash:
+                    raise DifferentRequest(job.id)
+                return known, False
+            if max_active is not None:
+                active = sa.select(sa.func.count()).where(jobs.c.owner == job.owner, jobs.c.state.in_(ACTIVE))
+                if connection.execute(active).scalar_one() >= max_active:
+                    raise QuotaExceeded(job.owner)
+            for key in keys:
+                if not still_there(key):
+                    raise InputGone(key)
+            now = time.time()
+            row = {
+                "id": job.id,
+                "owner": job.owner,
+                "kind": job.kind,
+                "parent": job.parent,
+                "model": job.model,
+                "state": "queued",
+                "step": 0,
+                "steps": 0,
+                "percent": 0.0,
+                "created": now,
+                "options": job.options,
+                "inputs": job.inputs,
+                "input_bytes": sum(ref["size"] for ref in job.inputs.values()),
+                "request_hash": job.request_hash,
+                "timings": {},
+                "resumes": 0,
+                "webhook": job.webhook,
+                "result": job.result,
+                "seq": 1,
+            }
+            connection.execute(sa.insert(jobs).values(row))
+            if keys:
+                connection.execute(sa.insert(inputs), [{"job_id": job.id, "key": key} for key in keys])
+            _add_event(connection, job.id, 1, "state", {"state": "queued"})
+            enqueue(connection, job.id, job.kind, job.model)
+            return _one(connection, sa.select(jobs).where(jobs.c.id == job.id)) or row, True
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str, owner: str | None = None) -> Row | None:
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        with self.engine.connect() as connection:
+            return _one(connection, query)
+
+    def view(self, job_id: str, owner: str) -> tuple[Row, list[Row], int | None] | None:
+        """The job, its artifacts and its place in the queue, in one go."""
+        with self.engine.connect() as connection:
+            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner))
+            if row is None:
+                return None
+            files: list[Row] = []
+            if row["state"] != "queued":
+                files = _all(
+                    connection, sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
+                )
+            return row, files, self._position(connection, row) if row["state"] == "queued" else None
+
+    def _position(self, connection: sa.Connection, row: Row) -> int:
+        before = sa.select(sa.func.count()).where(
+            jobs.c.state == "queued", jobs.c.model == row["model"], jobs.c.created < row["created"]
+        )
+        return connection.execute(before).scalar_one()
+
+    def page(
+        self, owner: str, *, state: str | None = None, limit: int = 20, before: tuple[float, str] | None = None
+    ) -> list[Row]:
+        """Newest first; `before` is the (created, id) of the last job seen."""
+        query = sa.select(jobs).where(jobs.c.owner == owner)
+        if state is not None:
+            query = query.where(jobs.c.state == state)
+        if before is not None:
+            created, job_id = before
+            query = query.where((jobs.c.created < created) | ((jobs.c.created == created) & (jobs.c.id < job_id)))
+        with self.engine.connect() as connection:
+            return _all(connection, query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit))
+
+    def artifact(self, job_id: str, name: str) -> Row | None:
+        query = sa.select(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.name == name)
+        with self.engine.connect() as connection:
+            return _one(connection, query)
+
+    def artifacts(self, job_ids: list[str]) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {job_id: [] for job_id in job_ids}
+        query = sa.select(artifacts).where(artifacts.c.job_id.in_(job_ids)).order_by(artifacts.c.name)
+        with self.engine.connect() as connection:
+            for row in _all(connection, query):
+                found[row["job_id"]].append(row)
+        return found
+
+    def events(self, job_id: str, after: int = 0, limit: int = 500) -> list[Row]:
+        query = sa.select(events).where(events.c.job_id == job_id, events.c.seq > after)
+        with self.engine.connect() as connection:
+            return _all(connection, query.order_by(events.c.seq).limit(limit))
+
+    def heads(self, job_ids: Iterable[str]) -> dict[str, int]:
+        """How many events each of these jobs has; jobs that are gone are left out."""
+        query = sa.select(jobs.c.id, jobs.c.seq).where(jobs.c.id.in_(list(job_ids)))
+        with self.engine.connect() as connection:
+            return {row.id: row.seq for row in connection.execute(query)}
+
+    def uploaded_since(self, owner: str, since: float) -> int:
+        query = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.input_bytes), 0)).where(
+            jobs.c.owner == owner, jobs.c.created > since
+        )
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def ping(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(sa.select(jobs.c.id).limit(1)).first()
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    def start(self, job_id: str) -> Row | None:
+        """queued → running. None if the job is gone or over; a second call changes nothing."""
+        with self.engine.begin() as connection:
+            self._change(
+                connection,
+                job_id,
+                ("queued",),
+                {"state": "running", "started": time.time()},
+                "state",
+                {"state": "running"},
+            )
+            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id))
+            return row if row is not None and row["state"] == "running" else None
+
+    def progress(self, job_id: str, *, percent: float, data: dict[str, Any]) -> bool:
+        """Records progress unless the job is not running or is further already (a repeated slice)."""
+        values = {
+            "stage": data["stage"],
+            "step": data["step"],
+            "steps": data["steps"],
+            "percent": percent,
+            "eta_s": data.get("eta_s"),
+        }
+        with self.engine.begin() as connection:
+            return self._change(
+                connection, job_id, ("running",), values, "progress", data, extra=jobs.c.percent < percent
+            )
+
+    def preview(self, job_id: str, step: int, ref: dict[str, Any]) -> bool:
+        """The picture of an intermediate state replaces the one before it; told once per step."""
+        name = "preview.png"
+        data = {"url": f"/v1/reconstructions/{job_id}/artifacts/{name}?step={step}", "step": step}
+        with self.engine.begin() as connection:
+            connection.execute(
+                sa.update(jobs).where(jobs.c.id == job_id).values(seq=jobs.c.seq)
+            )  # one writer from here
+            told = sa.select(events.c.data).where(events.c.job_id == job_id, events.c.type == "preview")
+            if any(row.data["step"] >= step for row in connection.execute(told)):
+                return False
+            if not self._change(connection, job_id, ("running",), {}, "preview", data):
+                return False
+            connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.name == name))
+            connection.execute(
+                sa.insert(artifacts).values(**ref, job_id=job_id, name=name, media_type=media_type(name))
+            )
+            return True
+
+    def stage_done(self, job_id: str, timings: dict[str, float], **values: Any) -> None:
+        """Adds a finished stage's seconds, and whatever else it left on the job."""
+        with self.engine.begin() as connection:
+            row = _one(connection, sa.select(jobs.c.timings, jobs.c.state).where(jobs.c.id == job_id))
+            if row is not None and row["state"] == "running":
+                merged = {**row["timings"], **timings}
+                connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=merged, **values))
+
+    def resumed(self, job_id: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(resumes=jobs.c.resumes + 1))
+            _add_tally(connection, "resumes", "", 1)
+
+    def succeed(self, job_id: str, files: list[dict[str, Any]], report: dict[str, Any], expires: float | None) -> bool:
+        """running → succeeded, with its artifacts: all of them or none."""
+        with self.engine.begin() as connection:
+            lock = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.state == "running").values(seq=jobs.c.seq)
+            if connection.execute(lock).rowcount == 0:
+                return False
+            connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id))  # the preview
+            for file in files:
+                row = {**file, "job_id": job_id, "media_type": media_type(file["name"])}
+                connection.execute(sa.insert(artifacts).values(row))
+                data = {
+                    "name": file["name"],
+                    "bytes": file["size"],
+                    "sha256": file["sha256"],
+                    "url": f"/v1/reconstructions/{job_id}/artifacts/{file['name']}",
+                }
+                self._change(connection, job_id, ("running",), {}, "artifact", data)
+            return self._end(connection, job_id, "succeeded", {"report": report, "percent": 100.0}, expires)
+
+    def fail(self, job_id: str, error: dict[str, Any], expires: float | None) -> bool:
+        with self.engine.begin() as connection:
+            return self._end(connection, job_id, "failed", {"error": error}, expires)
+
+    def cancel(self, job_id: str, expires: float | None) -> bool:
+        with self.engine.begin() as connection:
+            return self._end(connection, job_id, "cancelled", {}, expires)
+
+    def _end(
+        self, connection: sa.Connection, job_id: str, state: str, values: dict[str, Any], expires: float | None
+    ) -> bool:
+        changed = self._change(
+            connection,
+            job_id,
+            ACTIVE,
+            {"state": state, "finished": time.time(), "expires": expires, "eta_s": None, **values},
+            "state",
+            {"state": state},
+        )
+        if changed:
+            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id))
+            assert row is not None
+            done: dict[str, Any] = {"state": state}
+            if row["error"]:
+                done["error"] = row["error"]
+            self._change(connection, job_id, (state,), {}, "done", done)
+            code = (row["error"] or {}).get("code", "")
+            _add_tally(connection, "jobs", f"{row['kind']}|{row['model']}|{state}|{code}", 1)
+            _add_tally(connection, "job_seconds", f"{row['kind']}|{row['model']}", row["finished"] - row["created"])
+            if row["webhook"] and self.on_end is not None:
+                self.on_end(connection, job_id)
+            for stage, seconds in row["timings"].items():
+                _add_tally(connection, "stage_seconds", stage, seconds)
+                _add_tally(connection, "stage_count", stage, 1)
+        return changed
+
+    def _change(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        states: tuple[str, ...],
+        values: dict[str, Any],
+        kind: str,
+        data: dict[str, Any],
+        extra: Any = None,
+    ) -> bool:
+        where = [jobs.c.id == job_id, jobs.c.state.in_(states)]
+        if extra is not None:
+            where.append(extra)
+        update = sa.update(jobs).where(*where).values(seq=jobs.c.seq + 1, **values).returning(jobs.c.seq)
+        seq = connection.execute(update).scalar_one_or_none()
+        if seq is None:
+            return False
+        _add_event(connection, job_id, seq, kind, data)
+        return True
+
+    # --- removing --------------------------------------------------------------------------------------------------
+
+    def delete(self, job_id: str, owner: str | None, remove_input: Callable[[str], None]) -> list[str] | None:
+        """Forgets a job and its exports; removes inputs that no other job uses. Returns the ids removed."""
+        with self.engine.begin() as connection:
+            lock_inputs(connection)
+            where = jobs.c.id == job_id if owner is None else sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
+            if _one(connection, sa.select(jobs.c.id).where(where)) is None:
+                return None
+            family = sa.select(jobs.c.id).where((jobs.c.id == job_id) | (jobs.c.parent == job_id))
+            ids = [row.id for row in connection.execute(family)]
+            keys = {row.key for row in connection.execute(sa.select(inputs.c.key).where(inputs.c.job_id.in_(ids)))}
+            for table in (events, artifacts, inputs):
+                connection.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
+            connection.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
+            for key in keys:
+                if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
+                    remove_input(key)
+            return ids
+
+    def expired(self, now: float, limit: int = 100) -> list[str]:
+        query = sa.select(jobs.c.id).where(jobs.c.expires < now, jobs.c.state.in_(TERMINAL)).limit(limit)
+        with self.engine.connect() as connection:
+            return [row.id for row in connection.execute(query)]
+
+    def ids(self, states: tuple[str, ...], *, older_than_s: float) -> list[str]:
+        query = sa.select(jobs.c.id).where(jobs.c.state.in_(states), jobs.c.created < time.time() - older_than_s)
+        with self.engine.connect() as connection:
+            return [row.id for row in connection.execute(query)]
+
+    def known(self, job_ids: list[str]) -> set[str]:
+        with self.engine.connect() as connection:
+            return {row.id for row in connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids)))}
+
+    def drop_unused_inputs(self, keys: list[str], remove_input: Callable[[str], None]) -> None:
+        with self.engine.begin() as connection:
+            lock_inputs(connection)
+            for key in keys:
+                if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
+                    remove_input(key)
+
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, Any]:
+        """What /metrics shows: the same from every process."""
+        by_state = sa.select(jobs.c.state, jobs.c.model, sa.func.count()).where(jobs.c.state.in_(ACTIVE))
+        oldest = sa.select(sa.func.min(jobs.c.created)).where(jobs.c.state == "queued")
+        with self.engine.connect() as connection:
+            return {
+                "active": [tuple(row) for row in connection.execute(by_state.group_by(jobs.c.state, jobs.c.model))],
+                "oldest": connection.execute(oldest).scalar_one_or_none(),
+                "tallies": [tuple(row) for row in connection.execute(sa.select(tallies))],
+            }
+
+
+def _add_event(connection: sa.Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
+    row = {"job_id": job_id, "seq": seq, "at": time.time(), "type": kind, "data": data}
+    connection.execute(sa.insert(events).values(row))
+
+
+def _add_tally(connection: sa.Connection, name: str, label: str, value: float) -> None:
+    where = (tallies.c.name == name) & (tallies.c.label == label)
+    if connection.execute(sa.update(tallies).where(where).values(value=tallies.c.value + value)).rowcount == 0:
+        # Two processes may both find it missing on Postgres; the second then waits and adds.
+        insert = sa.text(
+            "INSERT INTO viewmesh_tallies (name, label, value) VALUES (:name, :label, :value) "
+            "ON CONFLICT (name, label) DO UPDATE SET value = viewmesh_tallies.value + excluded.value"
+        )
+        connection.execute(insert, {"name": name, "label": label, "value": value})
+
+
+def _one(connection: sa.Connection, query: Any) -> Row | None:
+    row = connection.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _all(connection: sa.Connection, query: Any) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,128 @@
+"""What FastAPI cannot tell from the routes: the forms of an upload, the problem answers, the API key."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from serve_app.problems import MEDIA_TYPE
+from serve_app.schemas import Problem
+from viewmesh.options import Options
+
+REASONS = {
+    400: "Malformed.",
+    401: "No valid API key.",
+    404: "Not there, or not yours.",
+    405: "Method not allowed.",
+    406: "Not acceptable.",
+    408: "The body came too slowly.",
+    409: "Not in this state.",
+    413: "Too large.",
+    415: "Unsupported media type.",
+    416: "No such range.",
+    422: "Cannot be honoured.",
+    429: "Too many; Retry-After.",
+    500: "Our fault.",
+    503: "Try again later; Retry-After.",
+}
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    for status, text in REASONS.items()
+}
+
+_BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
+_FILES = {"type": "array", "items": _BINARY}
+_OPTIONS = {"$ref": "#/components/schemas/Options"}
+
+UPLOAD: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+            "description": "The same key and body give the same job; another body is refused with 422.",
+        },
+        {
+            "name": "Prefer",
+            "in": "header",
+            "schema": {"type": "string"},
+            "example": "wait=60",
+            "description": "wait=N answers when the job is over, or after N seconds.",
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "views": {**_FILES, "description": "1 to 64 pictures: PNG, JPEG, WebP."},
+                        "masks": _FILES,
+                        "depth": _FILES,
+                        "cameras": _BINARY,
+                        "archive": {**_BINARY, "description": "A zip of a view set, instead of single files."},
+                        "options": _OPTIONS,
+                        "webhook_url": {"type": "string", "format": "uri"},
+                        "image_urls": {"type": "array", "items": {"type": "string", "format": "uri"}},
+                    },
+                    "additionalProperties": False,
+                },
+                "encoding": {
+                    "options": {"contentType": "application/json"},
+                    "image_urls": {"contentType": "application/json"},
+                },
+            },
+            "application/zip": {"schema": _BINARY},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image_urls"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "image_urls": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 64,
+                            "items": {"type": "string", "format": "uri"},
+                        },
+                        "options": _OPTIONS,
+                        "webhook_url": {"type": "string", "format": "uri"},
+                    },
+                }
+            },
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "With `Prefer: wait`: the job is over.",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/ReconstructionView"}},
+                "model/gltf-binary": {"schema": _BINARY},
+            },
+        },
+    },
+}
+
+
+def describe(app: FastAPI) -> None:
+    """Completes the app's OpenAPI document, once, when it is first asked for."""
+    plain = app.openapi
+
+    def complete() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            parts = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in (Problem, Options):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                parts.update(schema.pop("$defs", {}))
+                parts[model.__name__] = schema
+            document["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            document["security"] = [{}, {"bearer": []}, {"key": []}]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = complete  # type: ignore[method-assign]

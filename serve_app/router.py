@@ -1,0 +1,107 @@
+"""Router: the ingress. Stateless: what it knows is in the job database and the artifact store, so N replicas agree."""
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore
+from serve_app.asgi import Edge
+from serve_app.auth import KeyRing, is_loopback
+from serve_app.durable import Workflows
+from serve_app.events import EventHub
+from serve_app.jobs import JobStore
+from serve_app.settings import AppArgs, RouterConfig
+from viewmesh.errors import OptionError
+
+
+class Service:
+    """What the routes work with: one per Router replica."""
+
+    def __init__(self, args: AppArgs, conductor: Any) -> None:
+        self.args = args
+        self.config = RouterConfig()
+        self.conductor = conductor
+        self.keys = KeyRing(args.auth.keys_file)
+        self.store = JobStore(args.database_url(), pool_size=10)
+        self.store.create()
+        self.artifacts = ArtifactStore(args.artifacts_url())
+        self.workflows = Workflows(self.store.engine)
+        self.store.on_end = self.workflows.deliver
+        self.hub = EventHub(self.store, lambda: self.config.poll_s)
+
+    def asgi(self, *, echo_request_id: bool = True) -> Edge:
+        from serve_app.routes import application
+
+        return Edge(application(self), self.keys.caller, lambda: self.config, echo_request_id=echo_request_id)
+
+    async def await_schema(self, seconds: float = 120.0) -> None:
+        """Returns once the Conductor has made DBOS's tables: before that no job can be accepted."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                await asyncio.to_thread(self.workflows.over, ["-"])
+                return
+            except Exception:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        await self.hub.close()
+        self.workflows.close()
+        self.store.close()
+
+
+@serve.deployment(
+    name="Router",
+    num_replicas=1,
+    max_ongoing_requests=2500,  # event streams count; the edge does its own admission and answers in problem+json
+    max_queued_requests=-1,
+    graceful_shutdown_timeout_s=10,
+    health_check_period_s=3,
+    health_check_timeout_s=10,
+    ray_actor_options={"num_cpus": 0.1},
+)
+@serve.ingress()
+class Router:
+    async def __init__(self, args: dict[str, Any], conductor: Any) -> None:
+        settings = AppArgs(**args)
+        _refuse_to_be_open(settings)
+        self.service = await asyncio.to_thread(Service, settings, conductor)
+        await self.service.await_schema()
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.service.config = RouterConfig(**config)
+
+    async def check_health(self) -> None:
+        return None
+
+    def __serve_build_asgi_app__(self) -> Edge:
+        # HAProxy passes answers on as they are; Serve's own proxy adds the request id.
+        return self.service.asgi(echo_request_id=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
+
+
+def _refuse_to_be_open(args: AppArgs) -> None:
+    """Raises OptionError where the service would answer anybody who can reach this machine."""
+    if args.auth.keys_file is not None or args.auth.open:
+        return
+    host = _http_host()
+    if host is not None and not is_loopback(host):
+        raise OptionError(
+            f"The service listens on {host} and has no API keys.",
+            hint="Set auth.keys_file (viewmesh config key OWNER), listen on 127.0.0.1, or set auth.open: true.",
+        )
+
+
+def _http_host() -> str | None:
+    """The address that Serve's proxies listen on; None outside a cluster."""
+    from ray.serve import context
+
+    try:
+        client = context._get_global_client(raise_if_no_controller_running=False)
+        return None if client is None else client.http_config.host
+    except Exception:
+        return "0.0.0.0"  # not known: take it for public

@@ -1,0 +1,283 @@
+"""The steps of a job: call a deployment, pass its progress on, try again when a replica was lost, record what came out.
+
+It knows the deployments' handles and the job store; it does not know in which order a job goes through them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray.exceptions
+from ray.serve import exceptions as serve_exceptions
+
+from deployments.artifacts import ArtifactStore
+from deployments.messages import Done, Failed, Progress
+from serve_app.jobs import JobStore
+from serve_app.models import MODELS
+from viewmesh.errors import ViewmeshError
+
+log = logging.getLogger("ray.serve")
+Json = dict[str, Any]
+
+LOST = (
+    ray.exceptions.ActorDiedError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+)
+BUSY = (serve_exceptions.BackPressureError, serve_exceptions.DeploymentUnavailableError)
+
+MAX_LOSSES = 6  # of one step, without progress between them: then the job itself is what kills its workers
+MAX_DEVICE_LOSSES = 3
+MAX_WAIT_S = 1800.0  # for a deployment that is not there
+
+SPANS = {  # of the percent, by the kind of model
+    "optimiser": {"prepare": (0, 6), "optimise": (6, 88), "finish": (88, 93), "export": (93, 99)},
+    "generator": {
+        "prepare": (0, 6),
+        "generate": (6, 50),
+        "optimise": (50, 88),
+        "finish": (88, 93),
+        "export": (93, 99),
+    },
+    "export": {"export": (0, 99)},
+}
+
+
+class Calls:
+    """workflow.Stages on Serve handles."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        artifacts: ArtifactStore,
+        preprocessor: Any,
+        exporter: Any,
+        models: dict[str, Any],
+        retention_s: Callable[[], float | None],
+    ) -> None:
+        self.store = store
+        self.artifacts = artifacts
+        self.preprocessor = preprocessor
+        self.exporter = exporter
+        self.models = models
+        self.retention_s = retention_s
+        self.running: dict[str, Any] = {}  # job → the response generator of its call
+
+    def stop(self, job_id: str) -> bool:
+        """Stops the job's running call, if there is one in this process."""
+        response = self.running.get(job_id)
+        if response is not None:
+            response.cancel()
+        return response is not None
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    async def begin(self, job_id: str) -> Json:
+        row = await self._database(self.store.start, job_id)
+        if row is None:
+            return {}
+        kind = "export" if row["kind"] == "export" else MODELS[row["model"]].kind
+        keys = ("id", "model", "options", "inputs", "result")
+        return {**{key: row[key] for key in keys}, "kind_of_model": kind}
+
+    async def prepare(self, job: Json) -> Json:
+        call = {"job_id": job["id"], "options": job["options"], "inputs": job["inputs"]}
+        return await self._call(job, "prepare", self.preprocessor, "prepare", call)
+
+    async def generate(self, job: Json, views: Json) -> Json:
+        call = {"job_id": job["id"], "options": job["options"], "views": views}
+        return await self._call(job, "generate", self.models[job["model"]], "generate", call)
+
+    async def slice(self, job: Json, views: Json, checkpoint: Json | None, initial: Json | None, smaller: bool) -> Json:
+        call = {
+            "job_id": job["id"],
+            "options": job["options"],
+            "views": views,
+            "checkpoint": checkpoint,
+            "initial": initial,
+            "smaller": smaller,
+        }
+        made = await self._call(job, "optimise", self.models["nvdiffrec"], "slice", call)
+        if "failed" not in made:
+            if made.get("resumed"):
+                await self._database(self.store.resumed, job["id"])
+            if made.get("preview"):
+                await self._database(self.store.preview, job["id"], made["step"], made["preview"])
+        return made
+
+    async def finish(self, job: Json, views: Json, checkpoint: Json, smaller: bool) -> Json:
+        call = {
+            "job_id": job["id"],
+            "options": job["options"],
+            "views": views,
+            "checkpoint": checkpoint,
+            "smaller": smaller,
+        }
+        return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)
+
+    async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
+        timings = {}
+        row = await self._database(self.store.get, job["id"])
+        if row is not None:
+            timings = row["timings"]
+        call = {
+            "job_id": job["id"],
+            "options": job["options"],
+            "views": views,
+            "result": result,
+            "facts": {**facts, "seconds": timings},
+        }
+        done = await self._call(job, "export", self.exporter, "export", call)
+        if "failed" not in done:
+            await self._database(
+                self.store.stage_done, job["id"], {}, result={"views": views, "result": result, "facts": facts}
+            )
+        return done
+
+    async def succeed(self, job: Json, done: Json) -> Json:
+        report = done["report"]
+        await self._database(self.store.succeed, job["id"], done["artifacts"], report, self._expires())
+        for folder in ("checkpoints", "previews"):
+            await self._tidy(f"jobs/{job['id']}/{folder}")
+        return {}
+
+    async def fail(self, job_id: str, error: Json) -> Json:
+        if error["code"] != "cancelled":
+            await self._database(self.store.fail, job_id, error, self._expires())
+        await self._tidy(f"jobs/{job_id}")
+        return {}
+
+    async def drop_checkpoint(self, job: Json, checkpoint: Json) -> None:
+        await self._tidy(checkpoint["key"].rsplit("/", 1)[0])
+
+    def _expires(self) -> float | None:
+        kept = self.retention_s()
+        return None if kept is None else time.time() + kept
+
+    # --- calling ---------------------------------------------------------------------------------------------------
+
+    async def _call(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> Json:
+        """The Done value of one call, or {"failed": …}. Replicas that die are replaced by others, with patience."""
+        started = time.monotonic()
+        losses, device_losses, pause = 0, 0, 0.5
+        while True:
+            try:
+                message, progressed = await self._once(job, stage, handle, method, call)
+            except LOST as error:
+                losses += 1
+                log.warning(f"{stage} of {job['id']} lost its worker ({type(error).__name__}), attempt {losses}")
+                if losses >= MAX_LOSSES:
+                    return _failed(
+                        "worker_lost",
+                        f"The stage {stage} lost its worker {losses} times.",
+                        "The workers may be short of memory; see the service's log.",
+                    )
+            except BUSY as error:
+                if time.monotonic() - started > MAX_WAIT_S:
+                    return _failed(
+                        "no_worker",
+                        f"No worker for the stage {stage} ({type(error).__name__}).",
+                        "Look at the deployment in the Ray dashboard.",
+                    )
+            else:
+                if isinstance(message, Done):
+                    await self._database(
+                        self.store.stage_done, job["id"], {stage: await self._seconds(job, stage, message)}
+                    )
+                    return message.value
+                if not message.retry:
+                    return {"failed": message.json()}
+                losses = 1 if progressed else losses + 1
+                device_losses += message.code == "device_lost"
+                if device_losses >= MAX_DEVICE_LOSSES or losses >= MAX_LOSSES:
+                    return {"failed": message.json()}
+            if not await self._wanted(job["id"]):
+                return _failed("cancelled", "The job was cancelled.")
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 1.6)
+
+    async def _once(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> tuple[Done | Failed, bool]:
+        """One attempt: the last message, and whether there was progress before it."""
+        options = {"session_id": job["id"]} if method in ("slice", "finish") else {}
+        response = handle.options(method_name=method, stream=True, **options).remote(call)
+        self.running[job["id"]] = response
+        begun, first, progressed = time.monotonic(), None, False
+        try:
+            async for message in response:
+                if not isinstance(message, Progress):
+                    return message, progressed
+                if first is None:
+                    first = (time.monotonic(), message.step)
+                progressed = True
+                await self._tell(job, stage, message, begun if message.step == first[1] else first[0], first[1])
+            return Failed("internal_error", f"The stage {stage} ended without a result.", retry=True), progressed
+        except (serve_exceptions.RequestCancelledError, ray.exceptions.TaskCancelledError):
+            return Failed("cancelled", "The job was cancelled."), progressed
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, LOST):
+                raise error.cause from error
+            log.exception(f"{stage} of {job['id']} raised")
+            return Failed(
+                "internal_error", f"The stage {stage} failed unexpectedly.", "See the service's log."
+            ), progressed
+        except asyncio.CancelledError:
+            response.cancel()  # the workflow was cancelled: so must the work be
+            raise
+        finally:
+            if self.running.get(job["id"]) is response:
+                del self.running[job["id"]]
+
+    async def _tell(self, job: Json, stage: str, message: Progress, since: float, from_step: int) -> None:
+        low, high = SPANS[job["kind_of_model"]][stage]
+        fraction = message.step / max(1, message.steps)
+        data: Json = {"stage": stage, "step": message.step, "steps": message.steps, **message.metrics}
+        percent = data["percent"] = round(low + (high - low) * fraction, 2)
+        done = message.step - from_step
+        if done > 0 and stage in ("optimise", "generate"):
+            data["eta_s"] = round((time.monotonic() - since) / done * (message.steps - message.step), 1)
+        try:
+            await asyncio.to_thread(self.store.progress, job["id"], percent=percent, data=data)
+        except Exception as error:  # progress is not worth a job
+            log.warning(f"could not record progress of {job['id']}: {error}")
+
+    async def _seconds(self, job: Json, stage: str, message: Done) -> float:
+        row = await self._database(self.store.get, job["id"])
+        before = 0.0 if row is None or stage != "optimise" else row["timings"].get(stage, 0.0)
+        return round(before + message.value.get("seconds", 0.0), 3)
+
+    async def _wanted(self, job_id: str) -> bool:
+        row = await self._database(self.store.get, job_id)
+        return row is not None and row["state"] == "running"
+
+    async def _database(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A query that is repeated while the database is away: what was accepted is not given up for that."""
+        return await patiently(lambda: asyncio.to_thread(query, *args, **kwargs))
+
+    async def _tidy(self, key: str) -> None:
+        try:
+            await asyncio.to_thread(self.artifacts.remove, key)
+        except ViewmeshError as error:  # the sweeper comes by again
+            log.warning(f"could not remove {key}: {error}")
+
+
+async def patiently(attempt: Callable[[], Awaitable[Any]], *, seconds: float = 120.0) -> Any:
+    import sqlalchemy.exc as sql
+
+    until, pause = time.monotonic() + seconds, 0.2
+    while True:
+        try:
+            return await attempt()
+        except (sql.OperationalError, sql.InterfaceError, sql.TimeoutError):
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+
+def _failed(code: str, message: str, hint: str = "") -> Json:
+    return {"failed": Failed(code, message, hint).json()}
