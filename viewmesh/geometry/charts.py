@@ -32,7 +32,8 @@ def from_points(points: np.ndarray, faces: np.ndarray, vertex: np.ndarray) -> Ch
     chart = of_point[faces[:, 0]]
     points = points.astype(np.float64)
     mirrored = np.bincount(chart, _signed_areas(points[faces]), minlength=of_point.max() + 1) < 0
-    return Charts(points * np.where(mirrored[of_point], -1.0, 1.0)[:, None] ** [1, 0], faces, chart, vertex)
+    points = points * np.stack([np.where(mirrored[of_point], -1.0, 1.0), np.ones(len(points))], 1)
+    return _compact(Charts(points, faces, chart, vertex))
 
 
 def projected(vertices: np.ndarray, faces: np.ndarray) -> Charts:
@@ -66,14 +67,23 @@ def joined(parts: list[Charts]) -> Charts:
     )
 
 
+def replaced(charts: Charts, faces: np.ndarray, by: Charts) -> Charts:
+    """charts with the faces (F,) bool laid out as in `by`, whose faces are those, in the same order."""
+    new_faces, new_chart = charts.faces.copy(), charts.chart.copy()
+    new_faces[faces] = by.faces + len(charts.points)
+    new_chart[faces] = by.chart + charts.chart.max() + 1
+    points, vertex = np.concatenate([charts.points, by.points]), np.concatenate([charts.vertex, by.vertex])
+    return _compact(Charts(points, new_faces, new_chart, vertex))
+
+
 def repaired(charts: Charts, texel: float) -> Charts:
     """The same faces in sound charts: nothing flipped or flat, nothing overlapping where a texel could see it.
 
-    texel: length of a texel. Faces that are flipped or thinner than a hundredth of a texel become charts of one
+    texel: length of a texel. Faces that are flipped or thinner than a thousandth of a texel become charts of one
     triangle; a chart that overlaps itself is cut in half until its pieces do not (one face cannot).
     """
     corners = charts.points[charts.faces]
-    charts = singled_out(charts, _signed_areas(corners) < 0.01 * texel * _longest_edge(corners), texel)
+    charts = singled_out(charts, _signed_areas(corners) <= 0.002 * texel * _longest_edge(corners), texel)
     for _ in range(64):
         bad = _overlapping_charts(charts, texel)
         if not len(bad):
@@ -93,17 +103,20 @@ def singled_out(charts: Charts, faces: np.ndarray, texel: float) -> Charts:
     height = (2 * area / base).clip(texel, 4 * base)
     zero = np.zeros_like(base)
     flat = np.stack([np.stack([zero, zero], 1), np.stack([base, zero], 1), np.stack([base / 2, height], 1)], 1)
-    new_faces, new_chart = charts.faces.copy(), charts.chart.copy()
-    new_faces[ids] = len(charts.points) + np.arange(3 * len(ids)).reshape(-1, 3)
-    new_chart[ids] = charts.chart.max() + 1 + np.arange(len(ids))
-    return _compact(
-        Charts(
-            np.concatenate([charts.points, flat.reshape(-1, 2)]),
-            new_faces,
-            new_chart,
-            np.concatenate([charts.vertex, charts.vertex[charts.faces[ids]].ravel()]),
-        )
+    k = np.arange(len(ids))
+    own = Charts(
+        flat.reshape(-1, 2), np.arange(3 * len(ids)).reshape(-1, 3), k, charts.vertex[charts.faces[ids]].ravel()
     )
+    return replaced(charts, faces, own)
+
+
+def squashed(charts: Charts, vertices: np.ndarray) -> np.ndarray:
+    """(F,) bool, the faces of charts in which more than 2 % of the surface is laid out under an eighth of its area."""
+    corners = vertices[charts.vertex[charts.faces]].astype(np.float64)
+    true = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    low = np.abs(_signed_areas(charts.points[charts.faces])) < true / 8
+    share = np.bincount(charts.chart, true * low) / np.bincount(charts.chart, true).clip(1e-30)
+    return share[charts.chart] > 0.02
 
 
 def flat_area(charts: Charts) -> float:

@@ -1,118 +1,145 @@
-"""Charts into one square atlas, the way blocks fall: Lévy et al. 2002, "Least squares conformal maps", section 4.
+"""Charts into one square atlas: from the largest to the smallest, each where it fits lowest; the scale is searched for.
 
-Each chart is turned into its smallest rectangle, standing; from the tallest to the shortest it is put where the least
-is wasted between its lower outline and the skyline of what lies there already. The scale is searched for.
+Charts are bitmaps on a grid of cells, and a set of cells is one Python integer, a bit per cell, row after row: testing
+a chart against everything placed so far, at every position at once, is a few shifts and ORs per row of the chart.
 """
+
+import itertools
 
 import cv2
 import numpy as np
+import torch
 
 from viewmesh.geometry.charts import Charts, flat_area
+from viewmesh.geometry.texels import texels_inside
+
+CELLS = 384  # at most, per side: finer packs little tighter and costs its third power
 
 
 def pack(charts: Charts, size: int, padding: int) -> np.ndarray:
     """Where each point of the charts lies in [0, 1]^2, x right and y up, (T, 2) float64; one scale for all charts.
 
-    Outlines keep `padding` texels of a size x size image apart and half of that from the border. When there are so many
-    charts that not even points would fit so, the padding is halved until they do.
+    Charts keep `padding` texels of a size x size image apart and half of that from the border. When there are so many
+    that not even points would fit so, the padding is halved until they do.
     """
     points, of_point = _upright(charts)
-    order = np.argsort(-_extent(points, of_point)[1][:, 1], kind="stable")
-    edges = _outline(charts)
-    grid = size
-    while True:
-        placed = _fit(points, of_point, edges, order, grid, padding / 2, flat_area(charts))
+    cells, margin = min(size, CELLS), padding / 2 * min(size, CELLS) / size
+    for _ in range(12):
+        placed = _fit(Charts(points, charts.faces, charts.chart, charts.vertex), of_point, cells, margin)
         if placed is not None:
-            return placed / grid
-        grid *= 2
+            return placed
+        cells, margin = (cells, margin / 2) if cells >= 2 * CELLS else (cells * 2, margin)
+    raise AssertionError("more charts than cells of a grid that was grown for them")
 
 
-def _fit(points, of_point, edges, order, size: int, margin: float, area: float) -> np.ndarray | None:
-    """Point positions in texels at the largest scale found that fits, or None."""
-    low, extent = _extent(points, of_point)
-    limit = (size - 2 * margin - 2) / extent.max()
-    if limit <= 0:
-        return None
-    scale, best, fitted = min(limit, size * np.sqrt(0.7 / area)), None, 0.0
-    for attempt in range(24):
-        local = (points - low[of_point]) * scale + margin
-        shift, height = _drop(_profiles(local, of_point, edges, margin), order, size)
-        if height <= size and scale > fitted:
-            best, fitted = local + shift[of_point], scale
-            if height > 0.985 * size or scale >= limit:
-                break
-        if best is not None and attempt >= 5:
+def _fit(charts: Charts, of_point: np.ndarray, cells: int, margin: float) -> np.ndarray | None:
+    """Point positions in [0, 1]^2 at the largest scale found that fits, or None."""
+    low, extent = _extent(charts.points, of_point)
+    limit = (cells - 2 * margin - 2) / extent.max()
+    points = charts.points - low[of_point]
+    scale, best, fitted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0
+    for _ in range(2):  # so that the footprints, margins and all, would fill most of the square
+        area = len(_footprints(points * scale, charts, margin)[0])
+        scale = min(limit, scale * np.sqrt(0.92 * cells * cells / area).clip(0.5, 1.1))
+    for attempt in range(16):
+        chart, x, y = _footprints(points * scale, charts, margin)
+        if len(chart) <= cells * cells or best is None:
+            shift, turned, height = _place(chart, x, y, cells)
+            if height <= cells and scale > fitted:
+                local = points * scale + margin + 1
+                quarter = np.stack([-local[:, 1], local[:, 0]], 1)
+                best = np.where(turned[of_point, None], quarter, local) + shift[of_point]
+                fitted = scale
+        if best is not None and (height > 0.985 * cells or attempt >= 4 or fitted >= limit):
             break
-        step = np.sqrt(size / height)
-        scale = min(limit, scale * (min(step, 1.1) if step > 1 else 0.995 * step))
-        if best is not None:
-            scale = max(scale, fitted * 1.005)
-    return best
+        if height <= cells:
+            scale = min(limit, scale * (cells / height) ** 0.5)
+        else:
+            scale = max(scale * max((cells / height) ** 0.5 * 0.995, 0.5), 1.004 * fitted)
+        if attempt > 8 and scale * extent.max() < 0.1:  # charts are points already
+            break
+    return None if best is None else best / cells
 
 
-def _drop(profiles, order: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """Puts every chart on the skyline; returns shifts (K, 2) in texels and the height reached."""
-    skyline = np.zeros(size, np.float32)
-    shift = np.zeros((len(order), 2))
-    for chart in order:
-        bottom, top = profiles[chart]
-        w = len(bottom)
-        at = np.arange(0, size - w + 1, max(1, w // 8))
-        if at[-1] != size - w:
-            at = np.append(at, size - w)
-        window = np.lib.stride_tricks.sliding_window_view(skyline, w)[at]
-        y = np.ceil((window - bottom).max(1))
-        waste = w * y - window.sum(1) + 0.5 * y  # the last term settles ties downwards
-        i = int(np.argmin(waste + 0.25 * w * np.maximum(0, y + top.max() - skyline.max())))
-        shift[chart] = at[i], y[i]
-        skyline[at[i] : at[i] + w] = np.maximum(skyline[at[i] : at[i] + w], y[i] + top)
-    return shift, float(skyline.max())
+def _footprints(local: np.ndarray, charts: Charts, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells (chart, x, y), sorted and unique, that charts touch when grown by `margin` and moved by margin + 1."""
+    corners = torch.from_numpy(local[charts.faces] + margin + 1)
+    face, x, y, _ = texels_inside(corners, margin=-(margin + 0.71))  # a cell's corner is 0.71 from its centre
+    chart = charts.chart[face.numpy()]
+    side = int(max(x.max(), y.max())) + 2
+    key = np.unique((chart * side + y.numpy().clip(0)) * side + x.numpy().clip(0))
+    return key // (side * side), key % side, key // side % side
 
 
-def _profiles(local: np.ndarray, of_point: np.ndarray, edges: np.ndarray, margin: float) -> list:
-    """Per chart, (bottom, top) per column of texels, of its outline grown by `margin`."""
-    a, b = local[edges[:, 0]], local[edges[:, 1]]
-    swap = a[:, :1] > b[:, :1]
-    a, b = np.where(swap, b, a), np.where(swap, a, b)
-    first = np.floor(a[:, 0] - margin).astype(np.int64).clip(0)
-    count = np.floor(b[:, 0] + margin).astype(np.int64) - first + 1
-    edge = np.repeat(np.arange(len(edges)), count)
-    column = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
-    a, b = a[edge], b[edge]
-    run = (b[:, 0] - a[:, 0]).clip(1e-12)
-    t0 = ((column - margin - a[:, 0]) / run).clip(0, 1)
-    t1 = ((column + 1 + margin - a[:, 0]) / run).clip(0, 1)
-    y0, y1 = a[:, 1] + t0 * (b[:, 1] - a[:, 1]), a[:, 1] + t1 * (b[:, 1] - a[:, 1])
-    steep = b[:, 0] - a[:, 0] < 1e-9
-    y0, y1 = np.where(steep, a[:, 1], y0), np.where(steep, b[:, 1], y1)
-    K = int(of_point.max()) + 1
-    of_edge = of_point[edges[:, 0]][edge]
-    widths = np.zeros(K, np.int64)
-    np.maximum.at(widths, of_edge, column + 1)
-    start = np.cumsum(widths) - widths
-    bottom, top = np.full(widths.sum(), np.inf), np.full(widths.sum(), -np.inf)
-    np.minimum.at(bottom, start[of_edge] + column, np.minimum(y0, y1) - margin)
-    np.maximum.at(top, start[of_edge] + column, np.maximum(y0, y1) + margin)
-    bottom = np.maximum(bottom, 0)  # exactly 0 up to rounding: points start at the margin
-    bottom, top = bottom.astype(np.float32), np.nextafter(top.astype(np.float32), np.float32(np.inf))
-    empty = ~np.isfinite(top)  # columns between the pieces of a chart that was cut in two
-    bottom[empty], top[empty] = np.float32(1e6), 0
-    return [(bottom[s : s + w], top[s : s + w]) for s, w in zip(start, widths, strict=True)]
+def _place(chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Shifts (K, 2) in cells, which charts are turned by 90 degrees (K,), and the height that was needed."""
+    bounds = np.r_[0, np.cumsum(np.bincount(chart))]
+    K, height = len(bounds) - 1, 0
+    shift, turned = np.zeros((K, 2)), np.zeros(K, bool)
+    taken = [0] * cells.bit_length()  # taken[j]: positions from which some of the next 2^j cells of the row are taken
+    rows_of_ones = sum(1 << (row * cells) for row in range(3 * cells))  # more than the charts can fill
+    for k in np.argsort(-np.diff(bounds), kind="stable"):
+        cx, cy = x[bounds[k] : bounds[k + 1]], y[bounds[k] : bounds[k + 1]]
+        best = None
+        for turn, (u, v) in enumerate([(cx, cy), (-cy, cx)]):
+            u0, v0 = int(u.min()), int(v.min())
+            w, h = int(u.max()) - u0 + 1, int(v.max()) - v0 + 1
+            if w > cells:
+                continue
+            runs = _runs(u - u0, v - v0, w)
+            at = _lowest(runs, taken, cells, w, rows_of_ones)
+            if best is None or at // cells + h < best[0]:
+                best = (at // cells + h, at, runs, turn, u0, v0)
+        if best is None:
+            return shift, turned, 4 * cells
+        top, at, runs, turn, u0, v0 = best
+        height = max(height, top)
+        shift[k], turned[k] = (at % cells - u0, at // cells - v0), bool(turn)
+        bits = 0
+        for row, start, length in runs:
+            bits |= ((1 << length) - 1) << ((row + 1) * cells + start)
+        for j in range(len(taken)):
+            if j:
+                bits |= bits >> (1 << (j - 1))
+            taken[j] |= bits << (at - cells) if at >= cells else bits >> (cells - at)
+    return shift, turned, height
+
+
+def _lowest(runs: list, taken: list[int], cells: int, w: int, rows_of_ones: int) -> int:
+    """The first position, row by row, at which no run meets a taken cell."""
+    blocked = 0
+    for row, start, length in runs:
+        j = length.bit_length() - 1
+        first = row * cells + start
+        blocked |= taken[j] >> first
+        if length != 1 << j:
+            blocked |= taken[j] >> (first + length - (1 << j))
+    in_row = ((1 << (cells - w + 1)) - 1) * rows_of_ones
+    free = in_row & ~blocked
+    return (free & -free).bit_length() - 1
+
+
+def _runs(u: np.ndarray, v: np.ndarray, w: int) -> list[tuple[int, int, int]]:
+    """Horizontal runs (row, start, length) of a chart's cells."""
+    key = np.sort(v * (w + 1) + u)  # one column more, so that runs of neighbouring rows do not join
+    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1] + 1])
+    length = np.diff(np.r_[first, len(key)])
+    return list(zip((key[first] // (w + 1)).tolist(), (key[first] % (w + 1)).tolist(), length.tolist(), strict=True))
 
 
 def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
-    """Points with each chart turned into its smallest rectangle, longer side up; and the chart of each point."""
+    """Points with each chart turned into its smallest rectangle; and the chart of each point."""
     of_point = np.empty(len(charts.points), np.int64)
     of_point[charts.faces.ravel()] = np.repeat(charts.chart, 3)
     order = np.argsort(of_point, kind="stable")
     bounds = np.r_[0, np.cumsum(np.bincount(of_point))]
     points = charts.points.copy()
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in itertools.pairwise(bounds):
         ids = order[a:b]
         p = points[ids] - points[ids].mean(0)
         reach = max(np.abs(p).max(), 1e-30)
         (_, (w, h), degrees) = cv2.minAreaRect((p / reach).astype(np.float32))
-        turn = np.deg2rad(degrees) + (np.pi / 2 if w > h else 0.0)
+        turn = np.deg2rad(degrees) + (0.0 if w > h else np.pi / 2)
         c, s = np.cos(turn), np.sin(turn)
         points[ids] = p @ np.array([[c, -s], [s, c]])
     return points, of_point
@@ -125,12 +152,3 @@ def _extent(points: np.ndarray, of_point: np.ndarray) -> tuple[np.ndarray, np.nd
     np.minimum.at(low, of_point, points)
     np.maximum.at(high, of_point, points)
     return low, high - low
-
-
-def _outline(charts: Charts) -> np.ndarray:
-    """Edges (E, 2) that bound the charts."""
-    a, b = charts.faces.ravel(), np.roll(charts.faces, -1, 1).ravel()
-    key = np.minimum(a, b) * len(charts.points) + np.maximum(a, b)
-    _, first, count = np.unique(key, return_index=True, return_counts=True)
-    once = first[count == 1]
-    return np.stack([a[once], b[once]], 1)

@@ -18,7 +18,7 @@ def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor,
     area = edge[:, 0, 0] * -edge[:, 2, 1] + edge[:, 0, 1] * edge[:, 2, 0]  # twice the signed area
     found = []
     order = torch.arange(len(corners), device=corners.device)[area != 0]
-    pieces = torch.tensor_split(order, max(1, int(count.sum()) // 2_000_000))
+    pieces = torch.tensor_split(order, max(1, int(count.sum()) // 250_000))
     for part in pieces:
         n = count[part]
         face = torch.repeat_interleave(part, n)

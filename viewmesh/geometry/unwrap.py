@@ -18,7 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viewmesh.geometry.charts import Charts, flat_area, from_points, joined, projected, repaired, singled_out
+from viewmesh.geometry.charts import (
+    Charts,
+    flat_area,
+    from_points,
+    joined,
+    projected,
+    repaired,
+    replaced,
+    singled_out,
+    squashed,
+)
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.pack import pack
 
@@ -41,8 +51,8 @@ class Atlas:
 def unwrap(
     mesh: Mesh, texture_size: int, *, padding: int = 4, timeout_s: float = 120, fallback_only: bool = False
 ) -> Atlas:
-    """UVs for every face: of positive area, in [0, 1], not overlapping on a texture_size square, charts `padding` texels
-    apart (fewer only if the charts would not fit otherwise).
+    """UVs for every face: of positive area, in [0, 1], not overlapping on a texture_size square, charts `padding`
+    texels apart (fewer only if the charts would not fit otherwise).
 
     timeout_s: for all of xatlas's work; parts not done by then get planar charts, as all do with `fallback_only`.
     Degenerate faces get a texel-sized triangle of their own. Faces keep their order. Same mesh, same atlas, unless a
@@ -78,7 +88,10 @@ def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bo
         used, local = np.unique(faces[part], return_inverse=True)
         local = local.reshape(-1, 3)
         charts = None if fallback_only else _xatlas(vertices[used], local, deadline)
-        charts = charts or projected(vertices[used], local)
+        bad = np.ones(len(part), bool) if charts is None else squashed(charts, vertices[used])
+        if bad.any():
+            own = projected(vertices[used], local[bad])
+            charts = own if charts is None else replaced(charts, bad, own)
         return Charts(charts.points, charts.faces, charts.chart, used[charts.vertex])
 
     with ThreadPoolExecutor(max_workers=max(1, min(len(parts), len(os.sched_getaffinity(0))))) as pool:

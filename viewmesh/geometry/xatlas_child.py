@@ -9,18 +9,20 @@ import sys
 
 import numpy as np
 
+SCALE = np.float32(1000)  # xatlas leaves out faces of an area below 1e-7, which fine meshes of unit size have
+
 
 def main(source: str, target: str) -> None:
     import xatlas
 
     mesh = np.load(source)
     atlas = xatlas.Atlas()
-    atlas.add_mesh(mesh["vertices"], mesh["faces"])
+    atlas.add_mesh(mesh["vertices"] * SCALE, mesh["faces"])
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     pack.resolution, pack.rotate_charts = 1024, False  # its packing is thrown away: ours puts all parts together
     atlas.generate(chart, pack)
     vertex, faces, uvs = atlas.get_mesh(0)
-    points = uvs * np.array([atlas.width, atlas.height], np.float32) / max(atlas.texels_per_unit, 1e-30)
+    points = uvs * np.array([atlas.width, atlas.height], np.float32) / max(atlas.texels_per_unit * SCALE, 1e-30)
     np.savez(target, points=points, faces=faces, vertex=vertex)
 
 

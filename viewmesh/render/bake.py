@@ -115,6 +115,7 @@ def _nearest_valid(valid: Tensor) -> tuple[Tensor, Tensor]:
     distance, label = cv2.distanceTransformWithLabels(
         (~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    label = np.asarray(label, np.int64)
     index_of_label = np.zeros(int(label.max()) + 1, np.int64)
     index_of_label[label[mask]] = np.flatnonzero(mask)
     return torch.from_numpy(index_of_label[label]).to(valid.device), torch.from_numpy(distance).to(valid.device)
