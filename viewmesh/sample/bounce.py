@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from viewmesh.sample.fields import HALF, grid_distances, in_threads, world_axis
-from viewmesh.sample.jit import fingerprint, kernel
+from viewmesh.sample.jit import entry, fingerprint
 from viewmesh.sample.light import sampling_table
 from viewmesh.sample.paint import paint_at
 from viewmesh.sample.robot import distance, normal
@@ -21,7 +21,7 @@ from viewmesh.sample.tracer import RECURRENCE, Studio, frame, incoming
 
 @functools.cache
 def _gather(version: int) -> Callable:
-    @kernel
+    @entry
     def gather(studio, rays, first, last, out):
         m = out.shape[0]
         h = 2 * HALF / m * (1.0 if version else 0.0)  # see jit.fingerprint

@@ -54,9 +54,9 @@ def write_sample(
 ) -> None:
     """Writes the sample capture into `folder`, which is made if it is not there; files of the same name are replaced.
 
-    size: pixels along each side of every image. samples: pairs of light and BRDF samples per pixel; noise falls with its
-    square root. parts: which of "six", "train", "test", "mesh" to write. mesh_cells: grid cells along each axis of the
-    ground-truth mesh. The same arguments give the same files, bit for bit, on one machine.
+    size: pixels along each side of every image. samples: pairs of light and BRDF samples per pixel; noise falls with
+    its square root. parts: which of "six", "train", "test", "mesh" to write. mesh_cells: grid cells along each axis of
+    the ground-truth mesh. The same arguments give the same files, bit for bit, on one machine.
 
     Raises OptionError for a size or a part that cannot be, InputError if `folder` is a file.
     """
@@ -204,8 +204,8 @@ def _write_listing(shoot: Shoot) -> None:
 
 README = """# A wind-up robot: viewmesh's sample capture
 
-Made by `viewmesh sample` from an object, a studio and a ray tracer of our own ({size}x{size} pixels, {samples} pairs of
-light and BRDF samples per pixel). Everything in this folder is dedicated to the public domain (CC0 1.0).
+Made by `viewmesh sample` from an object, a studio and a ray tracer of our own ({size}x{size} pixels, {samples} pairs
+of light and BRDF samples per pixel). Everything in this folder is dedicated to the public domain (CC0 1.0).
 
 - `six/`: the six-view contract. `views/view_00..05.png` (front, right, back, left, top, bottom), `depth/`, `masks/`,
   `cameras.json` with `rig: canonical6`.
@@ -214,12 +214,12 @@ light and BRDF samples per pixel). Everything in this folder is dedicated to the
 - `mesh_gt.ply`: the true surface, watertight, one body, welded, with vertex colours.
 
 ## Conventions
-- Cameras: `transform_matrix` is camera-to-world with OpenGL axes (+x right, +y up, looks along -z); the world is y-up, the
-  object's bounding box (`aabb`) is centred at the origin, its longest side is 1. 40 degrees field of view, distance 2.2,
-  no lens distortion; pixel (column i, row j) has its centre at (i + 0.5, j + 0.5).
-- Colour: 8-bit sRGB, straight alpha; alpha is the pixel's coverage, RGB is linear radiance over coverage, clipped to 1 and
-  encoded, and 0 where alpha is 0.
+- Cameras: `transform_matrix` is camera-to-world with OpenGL axes (+x right, +y up, looks along -z); the world is y-up,
+  the object's bounding box (`aabb`) is centred at the origin, its longest side is 1. 40 degrees field of view, distance
+  2.2, no lens distortion; pixel (column i, row j) has its centre at (i + 0.5, j + 0.5).
+- Colour: 8-bit sRGB, straight alpha; alpha is the pixel's coverage, RGB is linear radiance over coverage, clipped to 1
+  and encoded, and 0 where alpha is 0.
 - Depth: 16-bit, z-depth of the ray through the pixel's centre, integer * `depth_unit_scale` (1/16384); 0 = background.
-- Material: enamel (dielectric, roughness 0.24 to 0.40), brass (metal, 0.17 and up), steel, rubber, glossy eyes. Light: soft
-  boxes and a gradient, at infinity, shadowed by the robot, with light bounced off the robot itself.
+- Material: enamel (dielectric, roughness 0.24 to 0.40), brass (metal, 0.17 and up), steel, rubber, glossy eyes.
+  Light: soft boxes and a gradient, at infinity, shadowed by the robot, with light bounced off the robot itself.
 """

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from viewmesh.sample.jit import fingerprint, kernel
+from viewmesh.sample.jit import entry, fingerprint
 from viewmesh.sample.paint import paint_at
 from viewmesh.sample.robot import distance
 
@@ -33,13 +33,13 @@ def world_axis(cells: int) -> np.ndarray:
 
 @functools.cache
 def _kernels(version: int) -> tuple[Callable, Callable, Callable]:
-    @kernel
+    @entry
     def at_points(points, out):
         if version:  # see jit.fingerprint
             for i in range(points.shape[0]):
                 out[i] = distance(points[i, 0], points[i, 1], points[i, 2])
 
-    @kernel
+    @entry
     def in_slab(axis, first, last, block, out):
         """Fills out[first:last]; a block whose middle is far from the surface is filled with that distance."""
         n = axis.shape[0]
@@ -60,7 +60,7 @@ def _kernels(version: int) -> tuple[Callable, Callable, Callable]:
                         for k in range(k0, k1):
                             out[i, j, k] = middle if far else distance(axis[i], axis[j], axis[k])
 
-    @kernel
+    @entry
     def colours(points, out):
         if version:
             for i in range(points.shape[0]):
@@ -74,7 +74,7 @@ def distances(points: np.ndarray) -> np.ndarray:
     """Signed distances (P,) float64 at the world points (P, 3)."""
     points = np.ascontiguousarray(points, dtype=np.float64)
     out = np.empty(len(points))
-    in_threads(_kernels(fingerprint())[0], [(p, o) for p, o in zip(np.array_split(points, 8), np.array_split(out, 8))])
+    in_threads(_kernels(fingerprint())[0], zip(np.array_split(points, 8), np.array_split(out, 8), strict=True))
     return out
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from viewmesh.sample.jit import fingerprint, kernel
+from viewmesh.sample.jit import entry, fingerprint, kernel
 from viewmesh.sample.shapes import smoothstep
 
 ROWS, COLUMNS = 64, 128  # cells of the sampling table
 
 # soft boxes: direction of the middle (need not be unit), half width and half height (tangent of the angle), radiance
 BOXES = (
-    (-0.75, 0.75, 0.75, 0.42, 0.36, 9.0, 8.3, 7.2),  # key: large and warm, upper left in front
+    (-0.75, 0.75, 0.75, 0.42, 0.36, 8.2, 7.5, 6.5),  # key: large and warm, upper left in front
     (1.0, 0.35, 0.35, 0.22, 0.62, 2.6, 3.1, 3.9),  # fill: tall and cool, from the right
     (0.55, 0.45, -1.0, 0.16, 0.70, 6.5, 6.9, 7.6),  # rim: a strip behind
     (-0.8, -0.1, -0.75, 0.30, 0.40, 2.6, 2.2, 1.8),  # back fill, warm
@@ -62,7 +62,7 @@ def direction(u: float, v: float) -> tuple[float, float, float]:
 
 @functools.cache
 def _panorama(version: int) -> Callable:
-    @kernel
+    @entry
     def panorama(image):
         rows, columns = image.shape[0], image.shape[1] if version else 0  # see jit.fingerprint
         for i in range(rows):

@@ -10,20 +10,33 @@ import numpy as np
 
 from viewmesh.sample.jit import kernel
 from viewmesh.sample.robot import (
-    BIG_EYE, BODY, BOOT, BRASS, BUTTON, CENTER, DIAL, DIAL_RADIUS, DIAL_X, DIAL_Y, EYE, HEAD, LAMP, PLATE, RUBBER,
-    SCALE, SMALL_EYE, SOLE, STEEL, foot_frame, robot,
-)  # fmt: skip
+    BIG_EYE,
+    BOOT,
+    BRASS,
+    BUTTON,
+    CENTER,
+    DIAL,
+    DIAL_RADIUS,
+    DIAL_X,
+    DIAL_Y,
+    EYE,
+    HEAD,
+    LAMP,
+    PLATE,
+    RUBBER,
+    SCALE,
+    SMALL_EYE,
+    SOLE,
+    STEEL,
+    foot_frame,
+    robot,
+)
 from viewmesh.sample.shapes import clamp, noise, smoothstep, speckle
 
-TEAL, DEEP_TEAL, CREAM, CORAL = (0.014, 0.20, 0.225), (0.006, 0.075, 0.10), (0.78, 0.66, 0.46), (0.66, 0.085, 0.03)
-MUSTARD, INK, GOLD, IRON, ROSE = (
-    (0.80, 0.42, 0.05),
-    (0.012, 0.014, 0.02),
-    (0.91, 0.60, 0.25),
-    (0.56, 0.55, 0.53),
-    (0.85, 0.3, 0.2),
-)
-WHITE, TIN = (0.82, 0.80, 0.76), (0.62, 0.60, 0.57)
+TEAL, DEEP_TEAL = (0.014, 0.20, 0.225), (0.006, 0.075, 0.10)
+CREAM, WHITE, INK = (0.78, 0.66, 0.46), (0.82, 0.80, 0.76), (0.012, 0.014, 0.02)
+CORAL, ROSE, MUSTARD = (0.66, 0.085, 0.03), (0.85, 0.3, 0.2), (0.80, 0.42, 0.05)
+GOLD, IRON, TIN = (0.91, 0.60, 0.25), (0.56, 0.55, 0.53), (0.62, 0.60, 0.57)  # metals
 
 # our own 5 x 7 letters, one string per letter, rows from the top
 _LETTERS = {
@@ -50,7 +63,7 @@ NAME, NUMBER = _bitmap("VIEWMESH"), _bitmap("06")
 
 @kernel
 def written(bitmap, u: float, v: float, pixel: float) -> bool:
-    """Whether ink lies at (u, v), u to the right and v up from the middle of the text, letters' dots of size `pixel`."""
+    """Whether ink lies at (u, v), u to the right and v up from the text's middle, dots of size `pixel`."""
     column = int(math.floor(u / pixel + 0.5 * (bitmap.shape[1] - 1)))
     row = int(math.floor(3.5 - v / pixel))
     return 0 <= row < 7 and 0 <= column < bitmap.shape[1] and bitmap[row, column]
@@ -80,7 +93,7 @@ def paint_body(x: float, y: float, z: float):
         colour = CREAM
     if z < 0 and -0.225 < y < -0.02:  # the maker's name below the key, a sunburst about it
         u, v = -x, y
-        if written(NAME, u, v + 0.178, 0.0048):
+        if written(NAME, u, v + 0.2, 0.0048):
             colour = CREAM
         r = math.hypot(x, y + 0.085)
         if r < 0.085 and math.sin(14 * math.atan2(x, y + 0.085)) > 0:
@@ -113,7 +126,7 @@ def paint_head(x: float, y: float, z: float):
                 colour = CREAM
     elif y > 0.345 and abs(x) < 0.045:
         colour = CREAM if abs(x) > 0.038 else CORAL
-    if z > 0 and 0.138 < abs(x) and abs(math.sin((y + 0.6 * z) * 90.0)) > 0.72 and abs(y - 0.245) > 0.055:
+    if z > 0 and abs(x) > 0.138 and abs(math.sin((y + 0.6 * z) * 90.0)) > 0.72 and abs(y - 0.245) > 0.055:
         colour = CREAM
     return colour
 
@@ -209,10 +222,10 @@ def paint(x: float, y: float, z: float, part: int) -> tuple[float, float, float,
         shade = 0.8 + 0.5 * noise(x * 90, y * 90, z * 90)
         if part == SOLE:
             px, pz = foot_frame(x, z, 1.0 if x > 0 else -1.0)
-            if y < -0.485 and abs(px) < 0.06:  # arrows on the soles, so that the two ends differ from below
-                if abs(pz - 0.35 * abs(px) - (0.03 if x > 0 else -0.02)) < 0.017:
-                    return 0.55, 0.30, 0.04, 0.6, 0.0
-            if y > -0.474 and y < -0.468:
+            arrow = abs(pz - 0.35 * abs(px) - (0.03 if x > 0 else -0.02)) < 0.017
+            if arrow and y < -0.485 and abs(px) < 0.06:  # so that toe and heel differ from below
+                return 0.55, 0.30, 0.04, 0.6, 0.0
+            if -0.474 < y < -0.468:
                 return CREAM[0], CREAM[1], CREAM[2], 0.5, 0.0
         return 0.035 * shade, 0.037 * shade, 0.042 * shade, 0.62, 0.0
     if part == EYE:

@@ -10,9 +10,9 @@ from viewmesh.sample.jit import kernel
 from viewmesh.sample.shapes import along_segment, ball, blend, box, clamp, disc, groove, ring
 
 # robot = world * SCALE + CENTER: measured on the mesh, checked by a test
-CENTER = (-0.025505508, -0.0037018868, -0.0184190975)
-SCALE = 0.9993931
-AABB = [[-0.37262, -0.5, -0.22565], [0.37262, 0.5, 0.22565]]
+CENTER = (-0.0255053, -0.002, -0.0185188)
+SCALE = 0.996
+AABB = [[-0.37391, -0.5, -0.22631], [0.37391, 0.5, 0.22631]]
 
 # how far the distance may be trusted: grooves and ribs make its gradient longer than 1
 STEP = 0.75
@@ -100,7 +100,7 @@ def head(x: float, y: float, z: float) -> tuple[float, int]:
     d += groove(z + 0.055, 0.008, 0.006)
     part = HEAD
     fin = along_segment(x, y, z, 0.0, 0.365, -0.1, 0.0, 0.372, 0.05)[0] - 0.0215
-    fin -= 0.0045 * math.cos(z * (2 * math.pi / 0.026))
+    fin -= 0.0045 * math.cos(clamp(z, -0.1, 0.05) * (2 * math.pi / 0.026))
     d, part = nearer(d, part, fin, BRASS)
     plate = box(x, y - 0.24, z - 0.118, 0.134, 0.094, 0.035, 0.016)
     if plate < 0.06:
@@ -176,8 +176,8 @@ def arm(x: float, y: float, z: float, shoulder, elbow, wrist) -> tuple[float, in
 @kernel
 def leg(x: float, y: float, z: float, side: float) -> tuple[float, int]:
     px, pz = foot_frame(x, z, side)
-    boot = box(px, y + 0.445, pz, 0.086, 0.055, 0.13, 0.05)
-    toe = ball(px / 1.1, (y + 0.42) * 1.2, (pz - 0.055) / 1.1, 0.08)
+    boot = box(px, y + 0.433, pz, 0.086, 0.046, 0.13, 0.045)
+    toe = ball(px / 1.1, (y + 0.41) * 1.2, (pz - 0.055) / 1.1, 0.08)
     d = blend(boot, toe, 0.04)
     part = BOOT
     d, part = nearer(d, part, disc(y + 0.377, px, pz + 0.045, 0.02, 0.066, 0.012), BRASS)

@@ -37,7 +37,7 @@ def box(x: float, y: float, z: float, hx: float, hy: float, hz: float, radius: f
     """A box of half extents hx, hy, hz (rounding included), its edges rounded by `radius`."""
     qx, qy, qz = abs(x) - hx + radius, abs(y) - hy + radius, abs(z) - hz + radius
     ox, oy, oz = max(qx, 0.0), max(qy, 0.0), max(qz, 0.0)
-    return math.sqrt(ox * ox + oy * oy + oz * oz) + min(max(qx, max(qy, qz)), 0.0) - radius
+    return math.sqrt(ox * ox + oy * oy + oz * oz) + min(max(qx, qy, qz), 0.0) - radius
 
 
 @kernel

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from viewmesh.sample.fields import HALF
-from viewmesh.sample.jit import fingerprint, kernel
+from viewmesh.sample.jit import entry, fingerprint, kernel
 from viewmesh.sample.light import density, radiance, sample
 from viewmesh.sample.paint import paint_at
 from viewmesh.sample.robot import STEP, distance, normal
@@ -63,7 +63,7 @@ def escapes(grid, x: float, y: float, z: float, dx: float, dy: float, dz: float)
     t = 0.008
     for _ in range(96):
         px, py, pz = x + t * dx, y + t * dy, z + t * dz
-        if max(abs(px), max(abs(py), abs(pz))) >= HALF:
+        if max(abs(px), abs(py), abs(pz)) >= HALF:
             return True, 0.0, 0.0, 0.0
         d = trilinear(grid, px, py, pz)
         if d < 0.0005:
@@ -231,11 +231,11 @@ def ray(pose, focal: float, size: int, row: float, column: float) -> tuple[float
 
 @functools.cache
 def _photograph(version: int) -> Callable:
-    @kernel
+    @entry
     def photograph(studio, pose, focal, size, samples, seed, first, last, rgba, depth):
-        """Rows first..last of one view: rgba (S, S, 4) linear radiance over coverage, coverage; depth (S, S) z-depth."""
+        """`photograph` below, of rows first..last."""
         ex, ey, ez = pose[0, 3], pose[1, 3], pose[2, 3]
-        shift, probed = np.empty(5), np.empty(4)
+        shift, met = np.empty(5), np.empty(25)
         spread = (0.75 if version else 1.0) / focal  # see jit.fingerprint
         for row in range(first, last):
             for column in range(size):
@@ -253,23 +253,31 @@ def _photograph(version: int) -> Callable:
                         if t < 0 and near > 1.0:
                             break
                     else:
-                        probed[probe - 1] = t
+                        met[probe - 1] = t
                     inner += t > 0
                     edge = edge or t < 0
                 if inner == 0 and not edge:
                     continue  # the middle is more than a pixel away from the robot
                 side = 5 if edge else 2
-                share = max(1, round(samples / (side * side)))
-                covered, r, g, b = 0, 0.0, 0.0, 0.0
+                if edge:
+                    for k in range(25):
+                        px, py = (k % 5 + 0.5) / 5, (k // 5 + 0.5) / 5
+                        dx, dy, dz, _ = ray(pose, focal, size, row + py, column + px)
+                        met[k] = first_hit(ex, ey, ez, dx, dy, dz, spread)[0]
+                covered = 0
                 for k in range(side * side):
-                    px, py = (k % side + 0.5) / side, (k // side + 0.5) / side
-                    dx, dy, dz, _ = ray(pose, focal, size, row + py, column + px)
-                    t = first_hit(ex, ey, ez, dx, dy, dz, spread)[0] if edge else probed[k]
+                    covered += met[k] > 0
+                share = max(1, round(samples / max(covered, 1)))  # a sliver of the robot gets no fewer samples
+                index, r, g, b = 0, 0.0, 0.0, 0.0
+                for k in range(side * side):
+                    t = met[k]
                     if t < 0:
                         continue
-                    covered += 1
+                    px, py = (k % side + 0.5) / side, (k // side + 0.5) / side
+                    dx, dy, dz, _ = ray(pose, focal, size, row + py, column + px)
                     x, y, z = ex + t * dx, ey + t * dy, ez + t * dz
-                    lr, lg, lb = shade(studio, x, y, z, -dx, -dy, -dz, 0.25 * t / focal, share, k * share, shift)
+                    lr, lg, lb = shade(studio, x, y, z, -dx, -dy, -dz, 0.25 * t / focal, share, index, shift)
+                    index += share
                     r, g, b = r + lr, g + lg, b + lb
                 if covered:
                     rgba[row, column, 0], rgba[row, column, 1] = r / covered, g / covered
@@ -289,7 +297,7 @@ def photograph(
     rgba: np.ndarray,
     depth: np.ndarray,
 ) -> None:
-    """Fills `rows` of one view of the robot: rgba (size, size, 4) float64 and depth (size, size) float64, both given as 0.
+    """Fills `rows` of one view of the robot: rgba (S, S, 4) and depth (S, S), float64 and given as 0.
 
     rgba is linear radiance divided by coverage, and coverage; depth is z-depth, 0 where the middle of the pixel misses.
     pose: world_from_camera (4, 4), OpenGL axes; focal in pixels; `samples` pairs of light and BRDF samples per pixel.
