@@ -10,7 +10,7 @@ from viewmesh.nvdiffrec.initial import Field, initial_field
 from viewmesh.nvdiffrec.presets import Preset
 from viewmesh.nvdiffrec.shape import Shape, new_shape
 from viewmesh.nvdiffrec.targets import Targets, crop_to_object
-from viewmesh.render.light import Light, light_operators
+from viewmesh.render.light import Light, build_light
 from viewmesh.render.rasterizer import Rasterizer, get_rasterizer
 from viewmesh.views.viewset import ViewSet
 
@@ -29,7 +29,7 @@ class Problem:
 
     @cached_property
     def light(self) -> Light:
-        return light_operators(self.preset.light_size, self.device)
+        return build_light(self.preset.light_size, self.device)
 
     @cached_property
     def field(self) -> Field:

@@ -12,7 +12,7 @@ from viewmesh.nvdiffrec.shape import Shape
 from viewmesh.nvdiffrec.targets import Batch
 from viewmesh.nvdiffrec.view_corrections import corrected, corrections, exposed
 from viewmesh.nvdiffrec.volume import material_at, new_volume
-from viewmesh.render.shading import linear_to_srgb, shade
+from viewmesh.render.shading import face_viewer, linear_to_srgb, shade_directions
 
 
 def new_variables(problem: Problem) -> Variables:
@@ -70,7 +70,8 @@ def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generato
         near = samples.points.detach() + 0.01 * torch.randn(samples.points.shape, generator=random).to(device)
         other, other_orm = material_at(leaves, near, HALF)
         extra.append((base_color - other).abs().mean() + (orm - other_orm).abs().mean())
-        return shade(samples.points, samples.normals, samples.view, base_color, orm, light)
+        normals = face_viewer(samples.normals, samples.normals, samples.view)
+        return shade_directions(normals, samples.view, base_color, orm, light, problem.rasterizer)
 
     image = picture(
         problem.rasterizer, corrected(leaves, batch, device), vertices, faces, material, problem.preset.shape_size

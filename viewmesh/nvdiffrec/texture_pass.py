@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from viewmesh.geometry.normals import vertex_tangents
+from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 from viewmesh.nvdiffrec import losses
 from viewmesh.nvdiffrec.optim import Moments, Variables, adam
 from viewmesh.nvdiffrec.problem import Problem
@@ -13,7 +13,7 @@ from viewmesh.nvdiffrec.surface import Surface
 from viewmesh.nvdiffrec.targets import Batch
 from viewmesh.nvdiffrec.view_corrections import corrected
 from viewmesh.render.rasterizer import Topology
-from viewmesh.render.shading import perturb_normal, shade
+from viewmesh.render.shading import face_viewer, perturb_normal, shade_directions
 
 
 def rates(problem: Problem, decay: float) -> dict[str, float]:
@@ -74,15 +74,18 @@ def _loss(
         jitter = torch.randn(uv.shape, generator=random).to(device) * (2.0 / preset.texture_size)
         other = raster.texture(maps, uv.detach() + jitter, boundary="clamp")
         extra.append((values - other)[..., :6].abs().mean())
-        normals = samples.normals
         if preset.normal_map:
             tangents, _ = raster.interpolate(tangent_frame, samples.rast, surface.uv_faces)
-            normals = perturb_normal(normals, tangents, bump, samples.view)
-        return shade(samples.points, normals, samples.view, base_color, orm, light)
+            normals = perturb_normal(samples.normals, tangents, bump, samples.view)
+        else:
+            normals = face_viewer(samples.normals, samples.normals, samples.view)
+        return shade_directions(normals, samples.view, base_color, orm, light, raster)
 
     vertices = surface.vertices + leaves["offset"]
     if preset.normal_map:
-        tangent_frame = vertex_tangents(vertices.detach(), surface.faces, surface.uvs, surface.uv_faces)
+        still = vertices.detach()
+        normals = vertex_normals(still, surface.faces)
+        tangent_frame = vertex_tangents(still, surface.faces, normals, surface.uvs, surface.uv_faces)
     image = picture(
         raster, corrected(leaves, batch, device), vertices, surface.faces, material, preset.texture_crop, topology
     )
