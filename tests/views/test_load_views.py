@@ -15,8 +15,8 @@ from PIL import Image
 from viewmesh.errors import Cancelled
 from viewmesh.geometry.camera import canonical6
 from viewmesh.options import ViewRules
-from viewmesh.views.load import load_views
 from viewmesh.views.limits import Limits
+from viewmesh.views.load import load_views
 from viewmesh.views.viewset import ViewSet
 
 AUTO = ViewRules()

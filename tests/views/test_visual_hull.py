@@ -75,7 +75,7 @@ def test_indexing_is_x_y_z(views):
 
 
 def test_a_view_does_not_carve_what_it_does_not_see(views):
-    cameras, masks = views
+    cameras, _ = views
     one, nothing = cameras[0], torch.zeros(1, 48, 64)
     behind = cameras.centers[:1].float() * 1.5
     assert hull_at(one, 1 - nothing, behind) == 0  # seen by nobody: nothing speaks for it

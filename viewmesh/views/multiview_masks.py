@@ -5,7 +5,9 @@ What they know: where the cameras look, the sparse points of structure from moti
 allows is background here, however it is coloured.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import cv2
@@ -59,23 +61,35 @@ def multiview_masks(
     h, w = small[0].shape[:2]
     cameras_small = cameras.resized(h, w)
     found = find_object(cameras, sparse)
-    steps = len(images) * (1 + ROUNDS)
     room = _voxels(found, cameras)
-    masks: list[np.ndarray] = []
-    for n, image in enumerate(small):
-        check(cancelled)
-        progress("mask", n + 1, steps)
-        masks.append(cut(image, _first_labels(n, cameras_small, room, found, sparse, cameras.height / h), 5))
+
+    def first(n: int) -> np.ndarray:
+        return cut(small[n], _first_labels(n, cameras_small, room, found, sparse, cameras.height / h), 5)
+
+    masks = _of_each_view(first, 0, len(images), progress, cancelled)
     for turn in range(ROUNDS):
         inside, seeing = agreeing_views(cameras_small, torch.from_numpy(np.stack(masks)).float(), room.points)
-        proposed = []
-        for n, image in enumerate(small):
-            check(cancelled)
-            progress("mask", len(images) * (1 + turn) + n + 1, steps)
-            labels = _hull_labels(n, masks[n], cameras_small, room, inside, seeing)
-            proposed.append(cut(image, labels, 3))
-        masks = proposed
+
+        def again(n: int, before=tuple(masks), inside=inside, seeing=seeing) -> np.ndarray:
+            return cut(small[n], _hull_labels(n, before[n], cameras_small, room, inside, seeing), 3)
+
+        masks = _of_each_view(again, 1 + turn, len(images), progress, cancelled)
     return [enlarged(m, image.shape[:2]) for m, image in zip(masks, images, strict=True)]
+
+
+def _of_each_view(
+    mask_of: Callable[[int], np.ndarray], turn: int, views: int, progress: Progress, cancelled: Callable[[], bool]
+) -> list[np.ndarray]:
+    """mask_of(n) of every view, on all cores: GrabCut holds no lock."""
+    masks = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for n, mask in enumerate(pool.map(mask_of, range(views))):
+            if cancelled():
+                pool.shutdown(cancel_futures=True)
+                check(cancelled)
+            progress("mask", views * turn + n + 1, views * (1 + ROUNDS))
+            masks.append(mask)
+    return masks
 
 
 @dataclass(frozen=True)
