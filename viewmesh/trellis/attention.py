@@ -30,29 +30,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Sequence[int]) -> Tensor:
+# The two below are opaque to the compiler: one compiled block then serves any number of items and views.
+@torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
+def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
     """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), sum(counts) = L."""
     if len(counts) == 1:
-        return attend(q, k, v)
+        return attend(q, k, v).contiguous()
     if len(set(counts)) == 1:  # equal items are a batch
         shape = (q.shape[0] * len(counts), counts[0], *q.shape[2:])
-        return attend(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape)
-    parts = zip(*(t.split(list(counts), 1) for t in (q, k, v)), strict=True)
+        return attend(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape).contiguous()
+    parts = zip(*(t.split(counts, 1) for t in (q, k, v)), strict=True)
     return torch.cat([attend(*part) for part in parts], 1)
 
 
-def attend_to_context(q: Tensor, kv: Tensor, counts: Sequence[int]) -> Tensor:
+@torch.library.custom_op("viewmesh::attend_to_context", mutates_args=())
+def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
-    items = zip(q.split(list(counts), 1), kv.unbind(1), strict=True) if len(counts) > 1 else [(q, kv[:, 0])]
     outputs = []
-    for item_q, item_kv in items:
-        total: Tensor | None = None
-        for view in item_kv.unbind(1):
-            out = attend(item_q, view[:, 0], view[:, 1])
-            total = out if total is None else total + out
-        assert total is not None
-        outputs.append(total / item_kv.shape[1] if item_kv.shape[1] > 1 else total)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    for item_q, item_kv in zip(q.split(counts, 1), kv.unbind(1), strict=True):
+        views = item_kv.unbind(1)
+        total = attend(item_q, *views[0].unbind(1))
+        for view in views[1:]:
+            total = total + attend(item_q, *view.unbind(1))
+        outputs.append(total / len(views) if len(views) > 1 else total)
+    return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+@attend_within_items.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@attend_to_context.register_fake
+def _(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

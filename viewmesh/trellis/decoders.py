@@ -1,7 +1,7 @@
 """From structured latents to Gaussians and to the 101 channels per fine voxel that become a mesh."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,20 @@ class Gaussians:
     scales: Tensor
     rotations: Tensor
     opacities: Tensor
+
+    def rotated(self, rotation: Tensor) -> "Gaussians":
+        """In a frame turned by a (3, 3) rotation."""
+        r = rotation.to(self.centers)
+        w = (1 + r.trace()).clamp(min=0).sqrt() / 2
+        turn = torch.stack([w, *((r.mT - r)[[1, 2, 0], [2, 0, 1]] / (4 * w))])
+        return replace(self, centers=self.centers @ r.mT, rotations=_quaternion_product(turn, self.rotations))
+
+
+def _quaternion_product(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of (4,) and (G, 4), w first: the turn b, then the turn a."""
+    w, v = b[:, :1], b[:, 1:]
+    scalar = a[0] * w - (v * a[1:]).sum(-1, keepdim=True)
+    return torch.cat([scalar, a[0] * v + w * a[1:] + torch.linalg.cross(a[1:].expand_as(v), v)], -1)
 
 
 class SLatGaussianDecoder(WindowTransformer):

@@ -226,7 +226,7 @@ def compare_fixture(path: Path, device: str = "cpu") -> list[Comparison]:
         return [Comparison(fixture.name, "-", math.inf, math.inf, 0.0, f"no counterpart of {fixture.kind}")]
     run, tolerance = COUNTERPARTS[fixture.kind]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = run(fixture, device)
     except Exception as error:  # any failure of one file is a result, the others still run
         first_line = str(error).partition("\n")[0]

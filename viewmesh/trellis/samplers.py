@@ -51,7 +51,7 @@ def guided_evaluations(options: SamplerOptions) -> int:
     return int(((lo <= t) & (t <= hi)).sum())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     velocity: Velocity,
     noise: Tensor,

@@ -106,7 +106,7 @@ class SLatFlowModel(FlowTransformer):
             h = block(h, voxels, t_emb)
             skips.append(h)
         h = h + position_embedding(coarse.coords[:, 1:], h.shape[-1]).to(h.dtype)
-        h = self.run_blocks(h[None], t_emb, context, coarse.counts, coarse.item)
+        h = self.run_blocks(h[None], t_emb, context, list(coarse.counts), coarse.item)
         for block in self.out_blocks:
             skip = skips.pop()
             h = block(torch.cat([h, skip.expand(len(h), *skip.shape)], -1), voxels, t_emb)

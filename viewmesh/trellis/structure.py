@@ -48,7 +48,7 @@ class SparseStructureFlowModel(FlowTransformer):
         tokens = x.flatten(2).mT.reshape(1, B, n, -1)  # (1, B, n, C)
         h = (self.input_layer(tokens) + self.pos_emb).reshape(1, B * n, -1).to(self.dtype)
         item = None if t.shape[0] == 1 else torch.arange(B, device=x.device).repeat_interleave(n)
-        h = self.run_blocks(h, self.t_embedder(t), context, (n,) * B, item).float()
+        h = self.run_blocks(h, self.t_embedder(t), context, [n] * B, item).float()
         v = self.out_layer(F.layer_norm(h, h.shape[-1:]))
         return v.reshape(-1, B, n, v.shape[-1]).mT.reshape(-1, B, v.shape[-1], *x.shape[2:])
 

@@ -5,7 +5,7 @@ A condition enters a network only through the keys and values of its cross-atten
 same, and the whole cross-attention is one constant vector per block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         """(..., L, C) to (..., L, 3, H, D)."""
         return self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
 
-    def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:  # (P, L, C)
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:  # (P, L, C)
         q, k, v = self.qkv(x).unbind(-3)
         if self.q_rms_norm is not None and self.k_rms_norm is not None:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
@@ -72,7 +72,7 @@ class CrossAttention(nn.Module):
         """(C,): the output for a condition of zeros, whatever the query."""
         return self.to_out(self.to_kv.bias.chunk(2)[1])
 
-    def forward(self, x: Tensor, kv: Tensor, counts: Sequence[int]) -> Tensor:  # (P, L, C)
+    def forward(self, x: Tensor, kv: Tensor, counts: list[int]) -> Tensor:  # (P, L, C)
         q = self.to_q(x).unflatten(-1, (self.heads, -1))
         return self.to_out(attend_to_context(q, kv, counts).flatten(-2))
 
@@ -93,7 +93,7 @@ class FlowBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
 
     def forward(
-        self, x: Tensor, t_emb: Tensor, item: Tensor | None, kv: Tensor, null: Tensor | None, counts: Sequence[int]
+        self, x: Tensor, t_emb: Tensor, item: Tensor | None, kv: Tensor, null: Tensor | None, counts: list[int]
     ) -> Tensor:
         """x (P, L, C); t_emb (1, C) for all tokens, or (B, C) with item (L,) naming each token's row."""
         modulation = self.adaLN_modulation(t_emb)
@@ -124,7 +124,7 @@ class PlainBlock(nn.Module):
         self.mlp = FeedForward(channels, mlp_ratio)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, L, C), (B, T, C')
-        counts = (x.shape[1],)
+        counts = [x.shape[1]]
         x = x + self.self_attn(self.norm1(x), counts)
         x = x + self.cross_attn(self.norm2(x), self.cross_attn.kv(context)[:, None, None], counts)
         return x + self.mlp(self.norm3(x))
@@ -149,6 +149,7 @@ class FlowTransformer(nn.Module):
     """A stack of FlowBlocks. Subclasses add what comes before and after it."""
 
     blocks: nn.ModuleList
+    run_block: Callable[..., Tensor] = staticmethod(nn.Module.__call__)  # replaced by its compiled form, see warm.py
 
     @property
     def dtype(self) -> torch.dtype:
@@ -157,7 +158,7 @@ class FlowTransformer(nn.Module):
         assert isinstance(block, FlowBlock)
         return block.mlp.mlp[0].weight.dtype  # type: ignore[return-value]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def context(self, condition: Tensor, negative: Tensor | None = None, *, null: bool = False) -> Context:
         """Conditions (P, B, N, T, C') → Context; `negative` is one more such pass, `null` one with zeros."""
         if negative is not None:
@@ -166,15 +167,13 @@ class FlowTransformer(nn.Module):
         kv = tuple(attention.kv(condition) for attention in attentions)  # type: ignore[operator]
         return Context(kv, tuple(a.null() for a in attentions) if null else None)  # type: ignore[operator]
 
-    def run_blocks(
-        self, x: Tensor, t_emb: Tensor, context: Context, counts: Sequence[int], item: Tensor | None
-    ) -> Tensor:
+    def run_blocks(self, x: Tensor, t_emb: Tensor, context: Context, counts: list[int], item: Tensor | None) -> Tensor:
         """x (1 or P, L, C) through all blocks, as P = context.passes passes."""
-        x = x.expand(context.passes, *x.shape[1:])
+        x = x.expand(context.passes, *x.shape[1:]).contiguous()
         t_emb = t_emb.to(x.dtype)
         if t_emb.shape[0] == 1:
             item = None
         for i, block in enumerate(self.blocks):
             null = None if context.null is None else context.null[i]
-            x = block(x, t_emb, item, context.kv[i], null, counts)
+            x = self.run_block(block, x, t_emb, item, context.kv[i], null, counts)
         return x

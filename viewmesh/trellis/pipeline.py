@@ -1,0 +1,339 @@
+"""TRELLIS: one or several photos of an object to a mesh. START HERE.
+
+    trellis = Trellis.load("weights/TRELLIS-image-large", device="cuda")
+    result = trellis.generate(images, generator=torch.Generator().manual_seed(1))
+    result.mesh            # +y up, in [-0.5, 0.5]³, with vertex colours
+
+generate: preprocess → encode → structure (which voxels) → latents (what is in them) → mesh. Xiang et al. 2024,
+"Structured 3D Latents for Scalable and Versatile 3D Generation". Knows nothing of downloads, textures or services.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from viewmesh.errors import InputError, MissingModel, OptionError
+from viewmesh.geometry.camera import Y_UP_FROM_Z_UP
+from viewmesh.geometry.flexicubes import FlexiMesh
+from viewmesh.geometry.mesh import Mesh
+from viewmesh.progress import Progress, check, never, silent
+from viewmesh.trellis import checkpoint, stages
+from viewmesh.trellis.decoders import Gaussians, SLatGaussianDecoder, SLatMeshDecoder
+from viewmesh.trellis.preprocess import image_tensor, trellis_image
+from viewmesh.trellis.samplers import SamplerOptions, Velocity
+from viewmesh.trellis.slat_flow import SLatFlowModel
+from viewmesh.trellis.structure import SparseStructureDecoder, SparseStructureFlowModel
+from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
+from viewmesh.trellis.warm import compile_flows
+from viewmesh.weights.store import local_folder
+
+T = TypeVar("T", bound=nn.Module)
+Images = Sequence[Image.Image] | Tensor
+MultiImage = Literal["stochastic", "multidiffusion"]
+WORKSPACE_BYTES = 2 << 30  # activations of one request at 64³ with about 12,000 voxels, measured
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """structure, latents: the two samplers. multiimage: how several views are combined."""
+
+    structure: SamplerOptions
+    latents: SamplerOptions
+    multiimage: MultiImage = "stochastic"
+    gaussians: bool = False
+
+
+@dataclass(frozen=True)
+class Generated:
+    """mesh: +y up in [-0.5, 0.5]³, linear vertex colours. gaussians: in the same frame, if asked for.
+
+    seconds: wall time of encode, structure, latents, mesh and (if any) gaussians.
+    """
+
+    mesh: Mesh
+    gaussians: Gaussians | None
+    voxels: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """The networks of TRELLIS-image-large on one device. Immutable: calls may run concurrently."""
+
+    networks: stages.Networks
+    encoder: DinoVisionTransformer
+    defaults: GenerateOptions
+    load_seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        weights: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        dino: Path | str | None = None,
+    ) -> "Trellis":
+        """weights: a folder in the official layout, or a repository that `viewmesh weights download` has fetched.
+
+        dtype: of the torsos; None is the checkpoint's own (half precision on CUDA, float32 on the CPU).
+        dino: the DINOv2 file, if it lies elsewhere. Raises MissingModel, InputError (a file that is not what it should
+        be) and OutOfMemory (before allocating).
+        """
+        device, clock = torch.device(device), Stopwatch(torch.device(device))
+        root = weights_folder(weights)
+        with clock("networks"):
+            networks, config = load_networks(root, device, dtype)
+        with clock("encoder"):
+            encoder = load_encoder(config, device, dino)
+        return cls(networks, encoder, default_options(config), clock.seconds)
+
+    @property
+    def device(self) -> torch.device:
+        return self.networks.device
+
+    def options(
+        self,
+        *,
+        steps: int | None = None,
+        cfg: float | None = None,
+        multiimage: MultiImage = "stochastic",
+        gaussians: bool = False,
+    ) -> GenerateOptions:
+        """The defaults with a caller's wishes; `cfg` is the strength of both stages."""
+        return with_wishes(self.defaults, steps, cfg, multiimage, gaussians)
+
+    def warm(self) -> dict[str, float]:
+        """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower."""
+        return compile_flows(self.networks, self.encoder.image_size)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Images,
+        options: GenerateOptions | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Progress = silent,
+        cancelled: Callable[[], bool] = never,
+    ) -> Generated:
+        """images: PIL images whose alpha is the object's mask, or (N, H, W, 4) uint8; 1 to 64 of them.
+
+        generator: a CPU generator gives the same noise on every device; default seed 0.
+        Raises InputError, EmptyReconstruction, Cancelled.
+        """
+        options, generator = options or self.defaults, generator or torch.Generator().manual_seed(0)
+        clock = Stopwatch(self.device)
+        with clock("encode"):
+            conditions = self.encode(images, cancelled)
+        views = VIEW_MODES[options.multiimage]
+        with clock("structure"):
+            velocity: Velocity = views(self.networks.structure_flow, conditions)
+            voxels = stages.sample_structure(self.networks, velocity, options.structure, generator, progress, cancelled)
+        with clock("latents"):
+            velocity = views(self.networks.latent_flow, conditions, voxels)
+            latents = stages.sample_latents(
+                self.networks, voxels, velocity, options.latents, generator, progress, cancelled
+            )
+        warnings = unseen_views(len(conditions), options)
+        return decoded(self.networks, latents, options.gaussians, clock, progress, cancelled, warnings)
+
+    def encode(self, images: Images, cancelled: Callable[[], bool] = never) -> Tensor:
+        """Condition tokens (N, T, 1024) float32, one view at a time."""
+        tokens = []
+        for name, image in as_images(images):
+            check(cancelled)
+            pixels = image_tensor(trellis_image(image, size=self.encoder.image_size, name=name))
+            tokens.append(image_condition(self.encoder, pixels[None].to(self.device)))
+        return torch.cat(tokens)
+
+
+VIEW_MODES: dict[str, Callable[..., Velocity]] = {
+    "stochastic": stages.stochastic_views,
+    "multidiffusion": stages.multidiffusion_views,
+}
+
+
+class Stopwatch:
+    """Seconds per part; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[part] = self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def weights_folder(weights: Path | str) -> Path:
+    """A folder as it is; a repository id or a manifest name becomes its downloaded folder. MissingModel if absent."""
+    if Path(weights).is_dir():
+        return Path(weights)
+    folder = local_folder(str(weights))
+    if folder is None:
+        raise MissingModel(
+            f"The weights {weights} are neither a folder nor a repository that has been downloaded.",
+            hint="viewmesh weights download trellis",
+        )
+    return folder
+
+
+def load_networks(
+    root: Path, device: torch.device, dtype: torch.dtype | None
+) -> tuple[stages.Networks, checkpoint.PipelineConfig]:
+    """The five networks that make a mesh and Gaussians, after a check that they fit."""
+    config = checkpoint.read_pipeline(root)
+    stems = {role: network_stem(config, role) for role in NETWORK_ROLES.values()}
+    needed = sum(checkpoint.file_bytes(stem) for stem in stems.values()) * (2 if dtype == torch.float32 else 1)
+    checkpoint.require_memory(f"{root.name}", needed + WORKSPACE_BYTES, device)
+
+    def load(field_name: str, kind: type[T]) -> T:
+        stem = stems[NETWORK_ROLES[field_name]]
+        network = checkpoint.load_network(stem, device, dtype)
+        if not isinstance(network, kind):
+            raise InputError(f"is a {type(network).__name__}, expected a {kind.__name__}.", file=f"{stem}.json")
+        return network
+
+    networks = stages.Networks(
+        load("structure_flow", SparseStructureFlowModel),
+        load("structure_decoder", SparseStructureDecoder),
+        load("latent_flow", SLatFlowModel),
+        load("mesh_decoder", SLatMeshDecoder),
+        load("gaussian_decoder", SLatGaussianDecoder),
+        torch.tensor(config.mean, device=device),
+        torch.tensor(config.std, device=device),
+    )
+    return networks, config
+
+
+NETWORK_ROLES = {  # our name: the role in pipeline.json
+    "structure_flow": "sparse_structure_flow_model",
+    "structure_decoder": "sparse_structure_decoder",
+    "latent_flow": "slat_flow_model",
+    "mesh_decoder": "slat_decoder_mesh",
+    "gaussian_decoder": "slat_decoder_gs",
+}
+
+
+def network_stem(config: checkpoint.PipelineConfig, role: str) -> Path:
+    if role not in config.models:
+        raise InputError(f"names no {role}.", file=str(config.root / "pipeline.json"))
+    return checkpoint.locate(config, config.models[role], local_folder)
+
+
+def load_encoder(
+    config: checkpoint.PipelineConfig, device: torch.device, file: Path | str | None = None
+) -> DinoVisionTransformer:
+    """DINOv2 in float32: from `file`, from a path that pipeline.json names, or from the downloaded weights."""
+    stem = config.root / config.image_encoder
+    if file is None and stem.with_name(stem.name + ".json").exists():
+        network = checkpoint.load_network(stem, device, torch.float32)
+        if not isinstance(network, DinoVisionTransformer):
+            raise InputError(f"is a {type(network).__name__}, expected DinoVisionTransformer.", file=f"{stem}.json")
+        return network
+    if file is None:
+        folder = local_folder("dinov2")
+        beside = [f for name in ("safetensors", "pth") for f in config.root.glob(f"dinov2_vitl14_reg4*.{name}")]
+        kept = [] if folder is None else [f for name in ("safetensors", "pth") for f in folder.glob(f"*.{name}")]
+        if not beside + kept:
+            raise MissingModel(
+                "The image encoder dinov2_vitl14_reg4_pretrain.pth is missing.", hint="viewmesh weights download dinov2"
+            )
+        file = (beside + kept)[0]
+    file = Path(file)
+    if file.suffix == ".pth":
+        return checkpoint.load_dino_pth(file, device, torch.float32)
+    network = checkpoint.filled(
+        lambda: DinoVisionTransformer(**checkpoint.DINOV2_VITL14_REG), file, device, torch.float32
+    )
+    assert isinstance(network, DinoVisionTransformer)
+    return network
+
+
+def default_options(config: checkpoint.PipelineConfig) -> GenerateOptions:
+    """The samplers' interval and schedule from pipeline.json; steps and strength as the authors' example sets them."""
+
+    def sampler(params: dict, strength: float) -> SamplerOptions:
+        return SamplerOptions(
+            12, strength, tuple(params.get("cfg_interval", (0.5, 1.0))), float(params.get("rescale_t", 3.0))
+        )
+
+    return GenerateOptions(sampler(config.structure_sampler, 7.5), sampler(config.latent_sampler, 3.0))
+
+
+def with_wishes(
+    defaults: GenerateOptions, steps: int | None, cfg: float | None, multiimage: MultiImage, gaussians: bool
+) -> GenerateOptions:
+    if steps is not None and steps < 1:
+        raise OptionError(f"steps must be at least 1, got {steps}.")
+    if multiimage not in VIEW_MODES:
+        raise OptionError(f"multiimage must be one of {', '.join(VIEW_MODES)}, got {multiimage!r}.")
+    changes = {k: v for k, v in {"steps": steps, "strength": cfg}.items() if v is not None}
+    structure, latents = replace(defaults.structure, **changes), replace(defaults.latents, **changes)
+    return GenerateOptions(structure, latents, multiimage, gaussians)
+
+
+def unseen_views(views: int, options: GenerateOptions) -> tuple[str, ...]:
+    steps = min(options.structure.steps, options.latents.steps)
+    if options.multiimage == "multidiffusion" or views <= steps:
+        return ()
+    return (
+        f"{views} views but {steps} steps: stochastic uses one view per step; views after the {steps}th are unseen.",
+    )
+
+
+def as_images(images: Images) -> list[tuple[str, Image.Image]]:
+    """Names for messages, and PIL images. Raises InputError for none, or more than 64."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[-1] != 4 or images.dtype != torch.uint8:
+            raise InputError(f"images must be (N, H, W, 4) uint8, got {tuple(images.shape)} {images.dtype}.")
+        images = [Image.fromarray(image.cpu().numpy()) for image in images]
+    if not 1 <= len(images) <= 64:
+        raise InputError(f"TRELLIS takes 1 to 64 views, got {len(images)}.")
+    return [(f"view {i}", image) for i, image in enumerate(images)]
+
+
+def decoded(
+    networks: stages.Networks,
+    latents: "stages.SparseTensor",
+    gaussians: bool,
+    clock: Stopwatch,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+    warnings: tuple[str, ...] = (),
+) -> Generated:
+    """The latents as a mesh, +y up."""
+    check(cancelled)
+    with clock("mesh"):
+        mesh = y_up(stages.decode_mesh(networks, latents)).validate()
+    progress("mesh", 1, 1)
+    splats = None
+    if gaussians:
+        with clock("gaussians"):
+            splats = stages.decode_gaussians(networks, latents).rotated(Y_UP_FROM_Z_UP[:3, :3])
+    return Generated(mesh, splats, len(latents.voxels), dict(clock.seconds), warnings)
+
+
+def y_up(extracted: FlexiMesh) -> Mesh:
+    """From the networks' +z up and sRGB to +y up and linear."""
+    attributes = extracted.attributes
+    colors = None
+    if attributes is not None:
+        srgb = attributes[:, :3]
+        colors = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return Mesh(extracted.vertices, extracted.faces, colors).transformed(Y_UP_FROM_Z_UP)

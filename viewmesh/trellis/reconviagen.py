@@ -1,0 +1,217 @@
+"""ReconViaGen: TRELLIS conditioned on what VGGT and DINOv2 see in all views together.
+
+    model = ReconViaGen.load("reconviagen", device="cuda")
+    result = model.generate(images)          # like Trellis.generate
+    cameras = model.cameras(images)          # VGGT's poses of the preprocessed views
+
+Chang et al. 2025, "ReconViaGen: Towards Accurate Multi-view 3D Object Reconstruction via Generation". Its weights are
+to be treated as non-commercial (see viewmesh.weights.manifest).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from viewmesh.errors import InputError, MissingModel
+from viewmesh.geometry.camera import OPENGL_FROM_OPENCV, Cameras
+from viewmesh.progress import Progress, check, never, silent
+from viewmesh.trellis import checkpoint, stages
+from viewmesh.trellis.multiview import ModulatedMultiViewCond, ModulatedSLATMultiViewCond
+from viewmesh.trellis.pipeline import (
+    Generated,
+    GenerateOptions,
+    Images,
+    Stopwatch,
+    as_images,
+    decoded,
+    load_encoder,
+    load_networks,
+    network_stem,
+    weights_folder,
+    with_wishes,
+)
+from viewmesh.trellis.preprocess import image_tensor, reconviagen_image
+from viewmesh.trellis.samplers import SamplerOptions
+from viewmesh.trellis.vggt import USED_LAYERS, Aggregator, CameraHead
+from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
+from viewmesh.trellis.warm import compile_flows
+
+# the authors' application
+DEFAULTS = GenerateOptions(
+    SamplerOptions(30, 7.5, (0.6, 1.0), 5.0, 0.7, "reconviagen"),
+    SamplerOptions(12, 7.5, (0.6, 1.0), 3.0, 0.5, "reconviagen"),
+)
+BYTES_PER_VIEW = 260 << 20  # keys and values of 24 blocks, kept tokens and activations at 518²
+WORKSPACE_BYTES = 3 << 30
+OTHER_HEADS = r"(camera|point|depth|track)_head\."  # parts of the VGGT file that are not loaded
+
+
+@dataclass(frozen=True)
+class ReconViaGen:
+    """All networks on one device. Immutable: calls may run concurrently."""
+
+    networks: stages.Networks
+    encoder: DinoVisionTransformer
+    aggregator: Aggregator
+    camera_head: CameraHead
+    structure_condition: ModulatedMultiViewCond
+    latent_condition: ModulatedSLATMultiViewCond
+    defaults: GenerateOptions = DEFAULTS
+    load_seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        weights: Path | str = "reconviagen",
+        *,
+        vggt: Path | str = "vggt-object",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        dino: Path | str | None = None,
+    ) -> "ReconViaGen":
+        """weights, vggt: folders, or names or repositories that `viewmesh weights download` has fetched.
+
+        Raises like Trellis.load.
+        """
+        device, clock = torch.device(device), Stopwatch(torch.device(device))
+        root, vggt_root = weights_folder(weights), weights_folder(vggt)
+        with clock("networks"):
+            networks, config = load_networks(root, device, dtype)
+            conditions = [
+                checkpoint.load_network(network_stem(config, role), device, dtype)
+                for role in ("sparse_structure_vggt_cond", "slat_vggt_cond")
+            ]
+        structure, latent = conditions
+        if not isinstance(structure, ModulatedMultiViewCond) or not isinstance(latent, ModulatedSLATMultiViewCond):
+            kinds = ", ".join(type(c).__name__ for c in conditions)
+            raise InputError(f"its condition networks are {kinds}.", file=str(root / "pipeline.json"))
+        with clock("encoder"):
+            encoder = load_encoder(config, device, dino)
+        with clock("vggt"):
+            aggregator, camera_head = load_vggt(vggt_root, device)
+        return cls(networks, encoder, aggregator, camera_head, structure, latent, DEFAULTS, clock.seconds)
+
+    @property
+    def device(self) -> torch.device:
+        return self.networks.device
+
+    def options(
+        self, *, steps: int | None = None, cfg: float | None = None, gaussians: bool = False
+    ) -> GenerateOptions:
+        """The defaults with a caller's wishes; `steps` and `cfg` apply to both stages."""
+        return with_wishes(self.defaults, steps, cfg, "stochastic", gaussians)
+
+    def warm(self) -> dict[str, float]:
+        """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower."""
+        return compile_flows(self.networks, self.encoder.image_size)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Images,
+        options: GenerateOptions | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Progress = silent,
+        cancelled: Callable[[], bool] = never,
+    ) -> Generated:
+        """images: PIL images whose alpha is the object's mask, or (N, H, W, 4) uint8; 1 to 32 of them.
+
+        Raises InputError, OutOfMemory (before it runs, for that many views), EmptyReconstruction, Cancelled.
+        """
+        options, generator = options or self.defaults, generator or torch.Generator().manual_seed(0)
+        clock = Stopwatch(self.device)
+        with clock("encode"):
+            pixels = self.preprocess(images)
+            checkpoint.require_memory(f"ReconViaGen with {len(pixels)} views", working_bytes(len(pixels)), self.device)
+            vggt = self.aggregator(pixels[None])
+            check(cancelled)
+            image = torch.cat([image_condition(self.encoder, view) for view in pixels.split(8)])[None]
+            structure = self.structure_condition(vggt, image)  # (1, T, C)
+            latent = self.latent_condition(vggt, image)  # (1, N, T, C)
+            del vggt, image
+        with clock("structure"):
+            velocity = stages.fused_views(self.networks.structure_flow, structure)
+            voxels = stages.sample_structure(self.networks, velocity, options.structure, generator, progress, cancelled)
+        with clock("latents"):
+            velocity = stages.fused_views(self.networks.latent_flow, latent[0], voxels)
+            latents = stages.sample_latents(
+                self.networks, voxels, velocity, options.latents, generator, progress, cancelled
+            )
+        return decoded(self.networks, latents, options.gaussians, clock, progress, cancelled)
+
+    def preprocess(self, images: Images) -> Tensor:
+        """(N, 3, S, S) float32 in [0, 1] on the device."""
+        named = as_images(images)
+        if len(named) > 32:
+            raise InputError(f"ReconViaGen takes 1 to 32 views, got {len(named)}.")
+        size = self.encoder.image_size
+        return torch.stack([image_tensor(reconviagen_image(i, size=size, name=n)) for n, i in named]).to(self.device)
+
+    @torch.no_grad()
+    def cameras(self, images: Images) -> Cameras:
+        """VGGT's cameras of the preprocessed views, OpenGL axes; the world is the first view's camera turned to +y up,
+        in the network's own scale."""
+        pixels = self.preprocess(images)
+        pose = self.camera_head(self.aggregator(pixels[None], USED_LAYERS[-1:])[0])[0]
+        return cameras_of(pose.cpu(), self.encoder.image_size)
+
+
+def cameras_of(pose: Tensor, size: int) -> Cameras:
+    """VGGT's pose encoding (N, 9) as cameras over size² images."""
+    pose = pose.to(torch.float64)
+    rigid = torch.eye(4, dtype=torch.float64).repeat(len(pose), 1, 1)
+    rigid[:, :3, :3], rigid[:, :3, 3] = _rotation(pose[:, 3:7]), pose[:, :3]
+    world_from_camera = OPENGL_FROM_OPENCV @ torch.linalg.inv(rigid) @ OPENGL_FROM_OPENCV
+    fy, fx = (size / 2 / torch.tan(pose[:, i].clamp(1e-3, 3.1) / 2) for i in (7, 8))
+    center = torch.full((len(pose),), size / 2, dtype=torch.float64)
+    return Cameras(world_from_camera, fx, fy, center, center.clone(), size, size)
+
+
+def _rotation(xyzw: Tensor) -> Tensor:
+    x, y, z, w = nn.functional.normalize(xyzw, dim=-1).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def working_bytes(views: int) -> int:
+    """What a run over `views` views needs beside the weights, at the published size."""
+    return WORKSPACE_BYTES + views * BYTES_PER_VIEW
+
+
+def load_vggt(root: Path, device: torch.device) -> tuple[Aggregator, CameraHead]:
+    """The aggregator (half precision on CUDA, as its authors run it) and the camera head (float32)."""
+    config = checkpoint.read_json(root / "config.json")
+    path = root / "model.safetensors"
+    if not path.exists():
+        raise MissingModel(f"{path} is missing.", hint="viewmesh weights download vggt-object")
+    needed = path.stat().st_size * 3 // 4  # half of it loaded in half precision, the rest of the heads not at all
+    checkpoint.require_memory("VGGT", needed // 2 if device.type == "cuda" else needed, device)
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+    args = {name: config[name] for name in names if name in config}
+    half = torch.float32
+    if device.type == "cuda":
+        half = torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    aggregator = checkpoint.filled(
+        lambda: Aggregator(**args), path, device, half, prefix="aggregator.", ignored=OTHER_HEADS
+    )
+    width = 2 * args.get("embed_dim", 1024)
+    heads = args.get("num_heads", 16)
+    camera_head = checkpoint.filled(
+        lambda: CameraHead(width, num_heads=heads),
+        path,
+        device,
+        torch.float32,
+        prefix="camera_head.",
+        ignored=rf"aggregator\.|{OTHER_HEADS}",
+    )
+    assert isinstance(aggregator, Aggregator)
+    assert isinstance(camera_head, CameraHead)
+    return aggregator, camera_head
