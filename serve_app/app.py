@@ -14,11 +14,17 @@ from serve_app.settings import AppArgs
 
 def build(args: AppArgs) -> Application:
     """The graph. Raises pydantic's ValidationError for unknown keys; a running version then stays in place."""
+    from serve_app.router import Router
+
+    return Router.bind(args.model_dump(mode="json"), build_conductor(args))
+
+
+def build_conductor(args: AppArgs) -> Application:
+    """The graph behind the Router."""
     from deployments.exporter import Exporter
     from deployments.preprocessor import Preprocessor
     from serve_app.conductor import Conductor
     from serve_app.models import MODELS
-    from serve_app.router import Router
 
     store = args.artifacts_url()
     if args.fake:
@@ -29,6 +35,4 @@ def build(args: AppArgs) -> Application:
         preprocessor = Preprocessor.bind(store, "deployments.adapters.prepare:LibraryPreparer", {})
         exporter = Exporter.bind(store, "deployments.adapters.export:LibraryWriter", {})
     workers = {model.name: model.bind(args) for model in MODELS.values() if model.bind is not None}
-    plain = args.model_dump(mode="json")
-    conductor = Conductor.bind(plain, preprocessor, exporter, workers)
-    return Router.bind(plain, conductor)
+    return Conductor.bind(args.model_dump(mode="json"), preprocessor, exporter, workers)

@@ -28,7 +28,7 @@ STRIPPED = {
 }
 OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/", "/favicon.ico")
 PAGE_CSP = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     b"media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 DATA_CSP = b"default-src 'none'; frame-ancestors 'none'; sandbox"
@@ -137,13 +137,15 @@ class _Answer:
 
     def __init__(self, send: Send, request_id: str, path: str, echo: bool) -> None:
         self._send, self._request_id, self._path, self._echo = send, request_id, path, echo
-        self._started = False
+        self._started = self._finished = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
             have = {name.lower() for name, _ in message["headers"]}
             message = {**message, "headers": [*message["headers"], *(h for h in self._common() if h[0] not in have)]}
+        elif message["type"] == "http.response.body":
+            self._finished = not message.get("more_body", False)
         await self._send(message)
 
     def _common(self) -> list[tuple[bytes, bytes]]:
@@ -159,6 +161,8 @@ class _Answer:
         ]
 
     async def problem(self, error: ProblemError) -> None:
+        if self._finished:  # answered already, by the application's own handlers
+            return
         if self._started:  # too late for a status: break the connection off, so that the body cannot pass for whole
             raise error
         body = error.body(self._request_id)

@@ -97,8 +97,8 @@ def problem(
     return json.dumps(value).encode()
 
 
-def of_library(error: ViewmeshError) -> ProblemError:
-    """The answer to an error of ours that was raised while a request was handled."""
+def of_library(error: Exception) -> ProblemError:
+    """The answer to an error that was raised while a request was handled; of those that are not ours it says nothing."""
     if isinstance(error, StoreError):
         return ProblemError(503, error.code, str(error), hint=error.hint, retry_after_s=10)
     if isinstance(error, MissingModel):

@@ -347,7 +347,7 @@ def application(state: "Service") -> FastAPI:
         elif isinstance(error, HTTPException):
             found = of_http(error)
         else:
-            found = of_library(error)  # type: ignore[arg-type]
+            found = of_library(error)
         return Response(
             found.body(request.state.request_id),
             found.status_code,
@@ -355,7 +355,7 @@ def application(state: "Service") -> FastAPI:
             headers=dict(found.headers or {}),
         )
 
-    for kind in (RequestValidationError, HTTPException, ViewmeshError):
+    for kind in (RequestValidationError, HTTPException, ViewmeshError, Exception):
         app.add_exception_handler(kind, answer)
     return app
 

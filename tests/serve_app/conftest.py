@@ -1,0 +1,101 @@
+"""A whole service inside the test's process: the real graph in Ray's local testing mode, fakes for engines, real DBOS."""
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from ray import serve
+
+from deployments.fakes import fake_view
+from serve_app.router import Service
+from serve_app.settings import AppArgs, RouterConfig
+
+
+class Running:
+    """A running service and a client of it."""
+
+    def __init__(self, service: Service, conductor: Any, data: Path) -> None:
+        self.service, self.conductor, self.data = service, conductor, data
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(service.asgi(), raise_app_exceptions=False), base_url="http://test"
+        )
+
+    async def submit(self, *, wait: float | None = 20, headers: dict[str, str] | None = None, **script: Any) -> Any:
+        """Submits a fake job; with a wait the answer is the finished job."""
+        given = {**(headers or {}), **({"prefer": f"wait={wait:g}"} if wait is not None else {})}
+        fields = {"options": json.dumps(script.pop("options", {}))}
+        if "webhook_url" in script:
+            fields["webhook_url"] = script.pop("webhook_url")
+        return await self.http.post("/v1/reconstructions", files=views(**script), data=fields, headers=given)
+
+    async def events(self, job_id: str, after: int | None = None) -> list[tuple[int, str, dict]]:
+        headers = {} if after is None else {"last-event-id": str(after)}
+        text = (await self.http.get(f"/v1/reconstructions/{job_id}/events", headers=headers)).text
+        found = []
+        for block in text.split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if "data" in fields:
+                found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+        return found
+
+    async def until(self, job_id: str, *states: str, seconds: float = 20) -> dict[str, Any]:
+        for _ in range(int(seconds / 0.05)):
+            job = (await self.http.get(f"/v1/reconstructions/{job_id}")).json()
+            if job["state"] in states:
+                return job
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{job_id} did not become {states}: {job}")
+
+
+def views(count: int = 3, **script: Any) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("views", (f"view_{i:02d}.png", fake_view(i, **(script if i == 0 else {})))) for i in range(count)]
+
+
+@asynccontextmanager
+async def running_service(data: Path, **args: Any) -> AsyncIterator[Running]:
+    import os
+
+    settings = AppArgs(data=data, **{"fake": {"optimise_s": 0.1}, **args})
+    before = os.environ.get("RAY_AUTH_MODE")
+    application = graph(settings)
+    conductor = await asyncio.to_thread(lambda: serve.run(application, _local_testing_mode=True))
+    service = Service(settings, conductor)
+    service.config = RouterConfig.model_validate({"poll_s": 0.03, "heartbeat_s": 0.5, "limits": {"wait_s": 30}})
+    await service.await_schema()
+    try:
+        running = Running(service, conductor, data)
+        async with running.http:
+            yield running
+    finally:
+        await conductor.close.remote()
+        await service.close()
+        assert os.environ.get("RAY_AUTH_MODE") == before
+
+
+def graph(settings: AppArgs) -> Any:
+    """build(args) without the Router: local testing mode has no ingress."""
+    from serve_app.app import build_conductor
+
+    return build_conductor(settings)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[Running]:
+    data = Path(tempfile.mkdtemp(prefix="viewmesh-test-"))
+    async with running_service(data) as value:
+        yield value
+    shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[..., Any]:
+    """A service of the test's own, with arguments of its own."""
+    return lambda **args: running_service(tmp_path / "data", **args)

@@ -1,0 +1,327 @@
+"""The HTTP API against the whole graph in one process."""
+
+import asyncio
+import hashlib
+import json
+
+import pytest
+from conftest import Running, views
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PROBLEM = "application/problem+json"
+
+
+async def test_a_job_ends_with_checked_artifacts_and_a_report(running: Running):
+    answer = await running.submit(options={"formats": ["glb", "stl"], "seed": 7})
+    job = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["location"] == f"/v1/reconstructions/{job['id']}"
+    assert answer.headers["preference-applied"] == "wait=20"
+    assert (job["state"], job["percent"], job["error"]) == ("succeeded", 100.0, None)
+    assert {a["name"] for a in job["artifacts"]} == {"mesh.glb", "mesh.stl", "report.json", "thumbnail.png"}
+    for artifact in job["artifacts"]:
+        body = (await running.http.get(artifact["url"])).content
+        assert hashlib.sha256(body).hexdigest() == artifact["sha256"]
+        assert len(body) == artifact["bytes"]
+    assert job["report"]["seed"] == 7
+    assert set(job["report"]["seconds"]) == {"prepare", "optimise", "finish"}
+
+
+async def test_without_a_wait_the_answer_is_202_with_a_place_to_look(running: Running):
+    answer = await running.submit(wait=None)
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "queued"
+    assert "events" in answer.headers["link"]
+    assert (await running.until(answer.json()["id"], "succeeded"))["finished_at"]
+
+
+async def test_a_waiting_client_may_ask_for_the_glb_itself(running: Running):
+    answer = await running.submit(headers={"accept": "model/gltf-binary"})
+    assert answer.headers["content-type"] == "model/gltf-binary"
+    assert answer.content[:4] == b"glTF"
+
+
+async def test_events_count_from_one_without_gap_and_end_with_done(running: Running):
+    job = (await running.submit()).json()
+    events = await running.events(job["id"])
+    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
+    assert events[0][1:] == ("state", {"state": "queued"})
+    assert events[-1][1:] == ("done", {"state": "succeeded"})
+    percents = [data["percent"] for _, kind, data in events if kind == "progress"]
+    assert percents == sorted(set(percents))
+    assert {"state", "progress", "preview", "artifact", "done"} == {kind for _, kind, _ in events}
+
+
+async def test_last_event_id_replays_exactly_what_came_after_it(running: Running):
+    job = (await running.submit()).json()
+    events = await running.events(job["id"])
+    assert await running.events(job["id"], after=3) == events[3:]
+    over = await running.http.get(
+        f"/v1/reconstructions/{job['id']}/events", headers={"last-event-id": str(len(events))}
+    )
+    assert over.status_code == 204
+
+
+async def test_a_cancelled_job_stops_working(running: Running, tmp_path):
+    answer = await running.submit(wait=None, optimise_s=60, steps=600, scratch=str(tmp_path))
+    job_id = answer.json()["id"]
+    for _ in range(100):
+        if (tmp_path / "step").exists():
+            break
+        await asyncio.sleep(0.05)
+    cancelled = await running.http.post(f"/v1/reconstructions/{job_id}/cancel")
+    assert cancelled.status_code == 202
+    assert cancelled.json()["state"] == "cancelled"
+    await asyncio.sleep(2.0)
+    before = (tmp_path / "step").read_text()
+    await asyncio.sleep(0.5)
+    assert (tmp_path / "step").read_text() == before
+    assert (await running.events(job_id))[-1][1:] == ("done", {"state": "cancelled"})
+    again = await running.http.post(f"/v1/reconstructions/{job_id}/cancel")
+    assert again.status_code == 202
+
+
+async def test_cancelling_what_is_over_is_a_conflict(running: Running):
+    job = (await running.submit()).json()
+    answer = await running.http.post(f"/v1/reconstructions/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["code"]) == (409, "already_over")
+
+
+async def test_deleting_a_job_removes_its_files_and_its_inputs(running: Running):
+    job = (await running.submit(finish_s=0.01)).json()
+    folder = running.data / "artifacts" / "jobs" / job["id"]
+    inputs = [ref["key"] for ref in running.service.store.get(job["id"])["inputs"].values()]
+    assert folder.exists()
+    assert (await running.http.delete(f"/v1/reconstructions/{job['id']}")).status_code == 204
+    assert not folder.exists()
+    assert (await running.http.get(f"/v1/reconstructions/{job['id']}")).status_code == 404
+    assert not (running.data / "artifacts" / inputs[0]).exists()
+
+
+async def test_an_input_that_another_job_uses_survives_a_delete(running: Running):
+    first = (await running.submit(finish_s=0.02)).json()
+    second = (await running.submit(finish_s=0.02)).json()
+    key = running.service.store.get(second["id"])["inputs"]["views/view_00.png"]["key"]
+    await running.http.delete(f"/v1/reconstructions/{first['id']}")
+    assert (running.data / "artifacts" / key).exists()
+
+
+async def test_a_running_job_can_be_deleted(running: Running):
+    job_id = (await running.submit(wait=None, optimise_s=30)).json()["id"]
+    await running.until(job_id, "running")
+    assert (await running.http.delete(f"/v1/reconstructions/{job_id}")).status_code == 204
+    assert (await running.http.get(f"/v1/reconstructions/{job_id}")).status_code == 404
+
+
+async def test_the_same_idempotency_key_and_body_is_the_same_job(running: Running):
+    key = {"idempotency-key": "once"}
+    first, second = await asyncio.gather(running.submit(headers=key), running.submit(headers=key))
+    assert first.json()["id"] == second.json()["id"]
+    other = await running.submit(headers=key, options={"seed": 5})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_an_export_runs_no_model(running: Running, tmp_path):
+    job = (await running.submit(scratch=str(tmp_path))).json()
+    steps = (tmp_path / "step").read_text()
+    answer = await running.http.post(
+        f"/v1/reconstructions/{job['id']}/exports",
+        json={"formats": ["ply"], "target_faces": 500},
+        headers={"prefer": "wait=20"},
+    )
+    export = answer.json()
+    assert answer.status_code == 200
+    assert (export["state"], export["kind"], export["parent"]) == ("succeeded", "export", job["id"])
+    assert export["options"]["target_faces"] == 500
+    assert "mesh.ply" in {a["name"] for a in export["artifacts"]}
+    assert (tmp_path / "step").read_text() == steps
+
+
+async def test_an_export_needs_a_finished_reconstruction(running: Running):
+    job = (await running.submit(fail="empty_reconstruction")).json()
+    answer = await running.http.post(f"/v1/reconstructions/{job['id']}/exports", json={"formats": ["ply"]})
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_finished")
+
+
+@pytest.mark.parametrize(
+    ("code", "at"),
+    [
+        ("invalid_input", "prepare"),
+        ("unposed_views", "prepare"),
+        ("out_of_memory", "optimise"),
+        ("empty_reconstruction", "optimise"),
+        ("invalid_mesh", "export"),
+        ("model_missing", "optimise"),
+        ("internal_error", "optimise"),
+    ],
+)
+async def test_each_failure_has_its_own_code(running: Running, code: str, at: str):
+    job = (await running.submit(fail=code, at=at)).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", code)
+    assert job["error"]["hint"] or code in ("invalid_input", "invalid_mesh")
+    assert "secret" not in json.dumps(job)
+    done = (await running.events(job["id"]))[-1][2]
+    assert done["error"]["code"] == code
+    if code == "out_of_memory":
+        assert job["error"]["details"] == {
+            "needed_bytes": 40 * 2**30,
+            "free_bytes": 8 * 2**30,
+            "device": "cuda:0",
+        }
+
+
+async def test_device_memory_that_runs_out_once_costs_a_smaller_retry(running: Running, tmp_path):
+    job = (await running.submit(fail="out_of_memory", times=1, scratch=str(tmp_path))).json()
+    assert job["state"] == "succeeded"
+    assert [line.split()[1] for line in (tmp_path / "start").read_text().splitlines()] == ["full", "smaller"]
+
+
+async def test_list_pages_newest_first_and_filters(running: Running):
+    ids = [(await running.submit(finish_s=0.001 * i)).json()["id"] for i in range(3)]
+    seen: list[str] = []
+    url = "/v1/reconstructions?limit=2&state=succeeded"
+    while url:
+        answer = await running.http.get(url)
+        seen += [item["id"] for item in answer.json()["items"]]
+        link = answer.headers.get("link", "")
+        url = link.partition(">")[0].removeprefix("<")
+    assert seen[:3] == ids[::-1]
+    assert len(seen) == len(set(seen))
+    assert all(
+        item["state"] == "failed"
+        for item in (await running.http.get("/v1/reconstructions?state=failed")).json()["items"]
+    )
+
+
+async def test_ranges_and_etags(running: Running):
+    job = (await running.submit()).json()
+    url = next(a["url"] for a in job["artifacts"] if a["name"] == "mesh.glb")
+    whole = await running.http.get(url)
+    get = running.http.get
+    assert whole.headers["etag"] == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+    part = await get(url, headers={"range": "bytes=4-11"})
+    assert (part.status_code, part.content) == (206, whole.content[4:12])
+    assert part.headers["content-range"] == f"bytes 4-11/{len(whole.content)}"
+    assert (await get(url, headers={"range": "bytes=-5"})).content == whole.content[-5:]
+    assert (await get(url, headers={"range": f"bytes={len(whole.content)}-"})).status_code == 416
+    assert (await get(url, headers={"range": "bytes=0-3", "if-range": '"other"'})).status_code == 200
+    assert (await get(url, headers={"if-none-match": whole.headers["etag"]})).status_code == 304
+    assert (await get(url.replace("mesh.glb", "..%2F..%2Fjobs.sqlite"))).status_code == 404
+
+
+async def test_models_say_what_is_ready_and_the_command_that_helps(running: Running):
+    found = {model["name"]: model for model in (await running.http.get("/v1/models")).json()["models"]}
+    assert found["nvdiffrec"]["ready"]
+    assert found["trellis"]["hint"] == "viewmesh weights download trellis"
+    assert "cfg" in found["trellis"]["options"]["properties"]
+    assert "cfg" not in found["nvdiffrec"]["options"]["properties"]
+    answer = await running.submit(options={"model": "trellis"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_missing")
+    assert answer.json()["hint"] == "viewmesh weights download trellis"
+
+
+async def test_probes_and_metrics(running: Running):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    assert (await running.http.get("/livez")).json()["status"] == "ok"
+    ready = (await running.http.get("/readyz")).json()
+    assert ready["checks"] == {"database": "ok", "artifacts": "ok", "conductor": "ok"}
+    await running.submit()
+    answer = await running.http.get("/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert families["viewmesh_jobs"].type == "counter"
+    ended = {s.labels["outcome"]: s.value for s in families["viewmesh_jobs"].samples if s.labels["code"] == ""}
+    assert ended["succeeded"] >= 1
+    stages = {s.labels["stage"] for s in families["viewmesh_stage_duration_seconds"].samples}
+    assert {"prepare", "optimise", "finish", "export"} <= stages
+    assert not any("job_id" in s.labels for family in families.values() for s in family.samples)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", "/v1/reconstructions/nope", 404, "not_found"),
+        ("GET", "/v1/reconstructions/nope/events", 404, "not_found"),
+        ("PUT", "/v1/reconstructions", 405, "method_not_allowed"),
+        ("GET", "/v1/reconstructions?limit=0", 422, "invalid_option"),
+        ("GET", "/v1/reconstructions?state=lost", 422, "invalid_option"),
+        ("GET", "/v1/reconstructions?cursor=%00", 400, "bad_cursor"),
+        ("POST", "/v1/reconstructions", 415, "unsupported_media_type"),
+        ("POST", "/v1/reconstructions/nope/exports", 422, "invalid_option"),
+        ("GET", "/static/../../settings.py", 404, "not_found"),
+    ],
+)
+async def test_every_refusal_is_a_problem(running: Running, method: str, path: str, status: int, code: str):
+    answer = await running.http.request(method, path, headers={"x-request-id": "abc"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    body = answer.json()
+    assert (body["code"], body["status"], body["request_id"]) == (code, status, "abc")
+    assert answer.headers["x-request-id"] == "abc"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_headers_that_switch_serve_are_not_for_callers(running: Running):
+    seen = {}
+
+    async def inner(scope, receive, send):
+        seen.update(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    edge = running.service.asgi()
+    edge.app = inner
+    import httpx
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as client:
+        headers = {"x-request-timeout-seconds": "-1", "x-request-disconnect-disabled": "?1", "x-request-id": "a b\tc"}
+        answer = await client.get("/livez", headers=headers)
+    assert not {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"} & set(seen)
+    assert answer.headers["x-request-id"] != "a b\tc"
+
+
+async def test_a_bug_shows_no_traceback(running: Running, monkeypatch):
+    monkeypatch.setattr(running.service.store, "view", lambda *a: 1 / 0)
+    answer = await running.http.get("/v1/reconstructions/some")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "division" not in answer.text
+
+
+async def test_a_store_that_is_full_or_away_is_a_503_that_says_so(running: Running, monkeypatch):
+    from deployments.artifacts import StoreFull
+
+    def full(*args, **kwargs):
+        raise StoreFull("Could not write inputs: no space left.", hint="Free disk space.")
+
+    monkeypatch.setattr(running.service.artifacts, "put", full)
+    answer = await running.submit()
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_full")
+    assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_too_many_requests_at_once_are_turned_away_in_our_own_words(running: Running):
+    edge = running.service.asgi()
+    edge.requests = running.service.config.limits.requests
+    import httpx
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as client:
+        answer = await client.get("/v1/models")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "busy", "1")
+
+
+async def test_the_page_needs_nothing_from_elsewhere(running: Running):
+    answer = await running.http.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for name in ("index.html", "docs.html", "page.js", "docs.js", "page.css"):
+        path = {"index.html": "/", "docs.html": "/docs"}.get(name, f"/static/{name}")
+        text = (await running.http.get(path)).text
+        assert text.strip()
+        assert "http://" not in text.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
+        assert "https://" not in text
+
+
+async def test_a_job_of_fifty_views_keeps_their_names(running: Running):
+    answer = await running.http.post("/v1/reconstructions", files=views(50), headers={"prefer": "wait=20"})
+    assert answer.json()["report"]["views"] == 50
