@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from viewmesh.geometry.clean import split_nonmanifold, without_bad_faces
 from viewmesh.geometry.mesh import Mesh
@@ -59,7 +59,7 @@ def collapse_short_edges(mesh: Mesh, relative: float = 1e-3) -> Mesh:
 
 def _blend(old: torch.Tensor, values: torch.Tensor, new: torch.Tensor, neighbours: int = 4) -> np.ndarray:
     """values (V, C) at old positions, carried to new ones by inverse-distance weights of the nearest."""
-    distance, index = cKDTree(old.detach().cpu().numpy()).query(new.cpu().numpy(), k=min(neighbours, len(old)))
+    distance, index = KDTree(old.detach().cpu().numpy()).query(new.cpu().numpy(), k=min(neighbours, len(old)))
     distance, index = distance.reshape(len(new), -1), index.reshape(len(new), -1)
     weight = 1 / (distance + 1e-9)
     weight = weight / weight.sum(1, keepdims=True)

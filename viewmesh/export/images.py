@@ -1,0 +1,52 @@
+"""Material maps as 8-bit images and PNG bytes. Base colour is sRGB; ORM and normals are stored as they are."""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from viewmesh.geometry.mesh import Material
+from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
+
+
+def quantised(material: Material) -> dict[str, np.ndarray]:
+    """The maps by name, (H, W, 3) uint8, as every format stores them."""
+    normal = torch.nn.functional.normalize(material.normal, dim=-1)
+    return {
+        "base_color": to_uint8(linear_to_srgb(material.base_color.clamp(0, 1))),
+        "orm": to_uint8(material.orm),
+        "normal": to_uint8(normal * (127 / 255) + 128 / 255),  # 128 is exactly flat
+    }
+
+
+def dequantised(maps: dict[str, np.ndarray]) -> Material:
+    """The material whose `quantised` maps these are."""
+    image = {name: torch.from_numpy(np.ascontiguousarray(m)).float() / 255 for name, m in maps.items()}
+    normal = torch.nn.functional.normalize((image["normal"] - 128 / 255) * (255 / 127), dim=-1)
+    return Material(srgb_to_linear(image["base_color"]), image["orm"], normal)
+
+
+def is_flat(normal: np.ndarray) -> bool:
+    """Whether a quantised normal map says nothing."""
+    return bool((np.abs(normal.astype(np.int16) - [128, 128, 255]) <= 1).all())
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    """(H, W, 3 or 4) uint8 RGB(A) as PNG."""
+    code = cv2.COLOR_RGB2BGR if image.shape[-1] == 3 else cv2.COLOR_RGBA2BGRA
+    done, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(image), code))
+    if not done:
+        raise ValueError(f"could not encode an image of shape {image.shape} as PNG")
+    return data.tobytes()
+
+
+def unpng(data: bytes) -> np.ndarray:
+    """The reverse of `png`."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError("not a PNG image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[-1] == 3 else cv2.COLOR_BGRA2RGBA)

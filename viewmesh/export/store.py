@@ -1,0 +1,134 @@
+"""A Reconstruction on disk, so that other formats, face counts and texture sizes need no model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from viewmesh.errors import InputError
+from viewmesh.export.files import write_whole
+from viewmesh.export.images import dequantised, png, quantised, unpng
+from viewmesh.export.result import Reconstruction, to_cpu
+from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
+from viewmesh.geometry.nearest import NearestSurface
+from viewmesh.geometry.normals import vertex_normals, vertex_tangents
+from viewmesh.geometry.simplify import simplify
+from viewmesh.geometry.unwrap import unwrap
+from viewmesh.render.bake import dilate, sample_at, texel_map
+
+FORMAT = "viewmesh-reconstruction-1"
+
+
+def save_reconstruction(result: Reconstruction, path: Path) -> Path:
+    """Geometry as it is, textures as the 8-bit PNGs that every format carries; the input views are not kept."""
+    mesh = to_cpu(result.mesh)
+    tensors = {
+        "vertices": mesh.mesh.vertices, "faces": mesh.mesh.faces, "uvs": mesh.uvs, "uv_faces": mesh.uv_faces,
+        "world_from_scene": result.world_from_scene.double(),
+        **{name: torch.from_numpy(np.frombuffer(png(image), np.uint8).copy())
+           for name, image in quantised(mesh.material).items()},
+    }  # fmt: skip
+    if mesh.environment is not None:
+        tensors["environment"] = mesh.environment
+    facts = {
+        name: getattr(result, name)
+        for name in ("model", "preset", "seed", "seconds", "device", "weights_revision", "licence_notes", "warnings")
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return write_whole(Path(path), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """What save_reconstruction wrote, without views. Raises InputError for anything else."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        facts = json.loads(header["facts"])
+        maps = {name: unpng(tensors[name].numpy().tobytes()) for name in ("base_color", "orm", "normal")}
+        mesh = TexturedMesh(
+            Mesh(tensors["vertices"], tensors["faces"]), tensors["uvs"], tensors["uv_faces"], dequantised(maps),
+            tensors.get("environment"),
+        ).validate()  # fmt: skip
+        for name in ("licence_notes", "warnings"):
+            facts[name] = tuple(facts[name])
+        return Reconstruction(mesh=mesh, world_from_scene=tensors["world_from_scene"], **facts)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            "is not a stored reconstruction.", file=str(path), hint="Give a file that viewmesh wrote as *.safetensors."
+        ) from error
+
+
+def reexport(
+    result: Reconstruction, *, target_faces: int | None = None, texture_size: int | None = None
+) -> Reconstruction:
+    """The result with at most about target_faces triangles and textures of texture_size, baked from the old surface.
+
+    Each new texel takes the material at the nearest point of the old mesh. The normal map is derived anew: the old
+    shading normal there, in the new surface's tangent frame, so that detail lost as triangles stays as shading.
+    """
+    old = to_cpu(result.mesh)
+    size = texture_size or old.material.base_color.shape[0]
+    if (target_faces is None or target_faces >= len(old.mesh.faces)) and size == old.material.base_color.shape[0]:
+        return result
+    new = Mesh(old.mesh.vertices, old.mesh.faces)
+    new = simplify(new, target_faces) if target_faces else new
+    atlas = unwrap(new, size)
+    texels = texel_map(atlas.uvs, atlas.uv_faces, size)
+    valid = texels.valid
+    points = sample_at(texels, new.vertices, new.faces)[valid]
+    there, _ = NearestSurface(old.mesh).query(points)
+    uv = there.of(old.uvs, old.uv_faces)
+    base_color, orm, tangent_space = (
+        _lookup(image, uv) for image in (old.material.base_color, old.material.orm, old.material.normal)
+    )
+    old_normals = vertex_normals(old.mesh.vertices, old.mesh.faces)
+    old_tangents = vertex_tangents(old.mesh.vertices, old.mesh.faces, old_normals, old.uvs, old.uv_faces)
+    shading = _from_tangent_space(
+        tangent_space, there.of(old_normals, old.mesh.faces), there.of(old_tangents, old.uv_faces)
+    )
+    normals = vertex_normals(new.vertices, new.faces)
+    tangents = vertex_tangents(new.vertices, new.faces, normals, atlas.uvs, atlas.uv_faces)
+    local = _into_tangent_space(
+        shading, sample_at(texels, normals, new.faces)[valid], sample_at(texels, tangents, atlas.uv_faces)[valid]
+    )
+
+    def image(values: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(size, size, 3)
+        out[valid] = values.float()
+        return dilate(out, valid)
+
+    normal = torch.nn.functional.normalize(image(local), dim=-1)
+    material = Material(image(base_color).clamp(0, 1), image(orm).clamp(0, 1), normal)
+    mesh = TexturedMesh(new, atlas.uvs, atlas.uv_faces, material, old.environment).validate()
+    return replace(result, mesh=mesh)
+
+
+def _lookup(image: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
+    """(P, 3) bilinear."""
+    grid = (uv * 2 - 1)[None, None].to(image)
+    at = torch.nn.functional.grid_sample(image.permute(2, 0, 1)[None], grid, align_corners=False, padding_mode="border")
+    return at[0, :, 0].T
+
+
+def _frame(normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    """(P, 3, 3) columns tangent, bitangent, normal, of interpolated normals (P, 3) and tangents (P, 4)."""
+    n = torch.nn.functional.normalize(normal, dim=-1)
+    t = torch.nn.functional.normalize(tangent[:, :3] - n * (n * tangent[:, :3]).sum(-1, keepdim=True), dim=-1)
+    b = torch.linalg.cross(n, t) * torch.where(tangent[:, 3:] < 0, -1.0, 1.0)
+    return torch.stack([t, b, n], -1)
+
+
+def _from_tangent_space(local: torch.Tensor, normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize((_frame(normal, tangent) @ local[..., None])[..., 0], dim=-1)
+
+
+def _into_tangent_space(shading: torch.Tensor, normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    local = (_frame(normal, tangent).mT @ shading[..., None])[..., 0]
+    local = torch.cat([local[:, :2], local[:, 2:].clamp(min=0.1)], -1)  # a normal map cannot look inwards
+    return torch.nn.functional.normalize(local, dim=-1)

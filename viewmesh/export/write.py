@@ -1,0 +1,84 @@
+"""START HERE: a Reconstruction into the files that users take away.
+
+Everything is made and checked in memory, then written whole, report.json last: a folder with a report is complete.
+Files are +y up in the scale of the input's cameras; report.json says how they lie in the cameras' world.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from viewmesh.errors import OptionError
+from viewmesh.export.check import check_file
+from viewmesh.export.files import write_whole
+from viewmesh.export.glb import glb_bytes
+from viewmesh.export.hdr import hdr_bytes
+from viewmesh.export.obj import obj_files
+from viewmesh.export.plain import ply_bytes, stl_bytes
+from viewmesh.export.preview import thumbnail_bytes, turntable_bytes
+from viewmesh.export.report import report_of
+from viewmesh.export.result import Reconstruction
+from viewmesh.export.store import save_reconstruction
+from viewmesh.export.usdz import usdz_bytes
+from viewmesh.geometry.mesh import TexturedMesh
+from viewmesh.progress import Progress, silent
+
+FORMATS = ("glb", "obj", "ply", "stl", "usdz")
+STORED = "reconstruction.safetensors"
+
+
+def export(
+    result: Reconstruction,
+    folder: Path,
+    formats: Sequence[str] = ("glb", "obj", "ply"),
+    *,
+    previews: bool = True,
+    turntable: bool = True,
+    progress: Progress = silent,
+) -> dict[str, Path]:
+    """Writes the formats, environment.hdr where a light was estimated, thumbnail.png, turntable.mp4, report.json and
+    reconstruction.safetensors (for `reexport`) into folder; returns their paths by name.
+
+    Raises InvalidMesh for a mesh or a written file that is not sound, OptionError for an unknown format, WriteError
+    when the disk is full. previews=False leaves out thumbnail and turntable, turntable=False the latter.
+    """
+    unknown = [f for f in formats if f not in FORMATS]
+    if unknown:
+        raise OptionError(f"There is no format {unknown[0]}.", hint=f"One of {', '.join(FORMATS)}.")
+    began = time.monotonic()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    output = result.output.validate()
+    written: dict[str, Path] = {}
+    steps = len(formats) + 3
+
+    def put(files: dict[str, bytes]) -> None:
+        written.update({name: write_whole(folder / name, data) for name, data in files.items()})
+
+    for step, kind in enumerate(formats, 1):
+        progress("export", step, steps)
+        files = encode(output, kind)
+        check_file(f"mesh.{kind}", files, output)
+        put(files)
+    progress("export", steps - 2, steps)
+    if output.environment is not None:
+        put({"environment.hdr": hdr_bytes(output.environment)})
+    written[STORED] = save_reconstruction(result, folder / STORED)
+    progress("export", steps - 1, steps)
+    if previews:
+        put({"thumbnail.png": thumbnail_bytes(output)})
+    if previews and turntable:
+        put({"turntable.mp4": turntable_bytes(output)})
+    report = report_of(result, output, [*written, "report.json"])
+    seconds = {**report.seconds, "export": round(time.monotonic() - began, 3)}
+    put({"report.json": report.model_copy(update={"seconds": seconds}).model_dump_json(indent=2).encode()})
+    progress("export", steps, steps)
+    return written
+
+
+def encode(output: TexturedMesh, kind: str) -> dict[str, bytes]:
+    """The files of one format, by name, of a mesh on the CPU in the frame that files are in."""
+    if kind == "obj":
+        return obj_files(output)
+    writer = {"glb": glb_bytes, "ply": ply_bytes, "stl": stl_bytes, "usdz": usdz_bytes}[kind]
+    return {f"mesh.{kind}": writer(output)}
