@@ -224,6 +224,18 @@ def test_cameras_of_the_stored_pixels_leave_the_photo_as_stored(tmp_path, poses)
     torch.testing.assert_close(load_views(tmp_path, AUTO).images, plain.images)
 
 
+def test_a_phones_jpeg_with_a_gain_map_is_its_first_picture(tmp_path, poses):
+    synthetic.write_views(tmp_path, poses, masks=True, alpha=False)
+    plain = load_views(tmp_path, AUTO)
+    for i in range(8):
+        path = tmp_path / f"views/view_{i:02d}.png"
+        picture = Image.open(path)
+        picture.load()
+        picture.save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (32, 24))], quality=98)
+    views = load_views(tmp_path, AUTO)
+    assert (views.images.int() - plain.images.int()).abs().float().mean() < 3
+
+
 def test_too_many_views_are_thinned_with_a_warning(tmp_path):
     poses = synthetic.around(9)
     synthetic.write_views(tmp_path, poses, depth=True, masks=True)

@@ -274,6 +274,14 @@ def test_nothing_there(tmp_path):
         load_views(tmp_path, AUTO)
 
 
+def test_photos_of_nothing(folder):
+    for i in range(6):
+        Image.new("RGB", (64, 48), "gray").save(folder / f"views/view_{i:02d}.png")
+    error = refused(folder, ViewRules(mask="grabcut", cameras="none"))
+    assert error.file == "views/view_00.png"
+    assert "give masks/ or an alpha channel" in str(error)
+
+
 def test_an_opaque_alpha_channel_is_no_mask(folder):
     for i in range(6):
         path = folder / f"views/view_{i:02d}.png"

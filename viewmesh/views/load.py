@@ -77,6 +77,8 @@ def load_views(
     photos = [padded(p, width, height) for p in photos]
     hints = _hints(plan, posed)
     photos = _masked(photos, mask_source, hints, progress, cancelled)
+    if mask_source in ("rembg", "grabcut"):
+        masking.check_found(photos)
     photos = [shrunk(p, max_size) for p in photos]
     views = ViewSet(
         names=tuple(p.name for p in photos),

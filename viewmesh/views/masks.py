@@ -53,6 +53,17 @@ def check_not_empty(photo: Photo, name: str) -> None:
         )
 
 
+def check_found(photos: list[Photo]) -> None:
+    """Raises InputError if matting or GrabCut told no object from the background in most views."""
+    nothing = [p.name for p in photos if p.coverage is None or np.mean(p.coverage >= 128) < EMPTY]
+    if 2 * len(nothing) > len(photos):
+        raise InputError(
+            f"no object could be told from the background here and in {len(nothing) - 1} other views; give masks/ or "
+            "an alpha channel, or use mask: none.",
+            file=nothing[0],
+        )
+
+
 def by_matting(photos: list[Photo]) -> list[Photo]:
     masks = matting.matted([p.rgb for p in photos])
     return [replace(p, coverage=m) for p, m in zip(photos, masks, strict=True)]
