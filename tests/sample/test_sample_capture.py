@@ -83,6 +83,7 @@ def test_the_coarse_blocks_of_the_grid_hide_no_surface():
     assert ((grid < 0) == (exact < 0)).all()
     near = np.abs(exact) < 0.02
     np.testing.assert_array_equal(grid[near], exact[near])
+    assert (np.abs(grid) <= np.abs(exact) + 0.02).all()  # far values are bounds
 
 
 @pytest.mark.parametrize("listing", LISTINGS)

@@ -4,6 +4,7 @@ Kernels release the GIL and each writes its own slice, so the result does not de
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,10 +42,10 @@ def _kernels(version: int) -> tuple[Callable, Callable, Callable]:
 
     @entry
     def in_slab(axis, first, last, block, out):
-        """Fills out[first:last]; a block whose middle is far from the surface is filled with that distance."""
+        """Fills out[first:last]; a block whose middle is far from the surface gets one value, no farther from it."""
         n = axis.shape[0]
         h = axis[1] - axis[0]
-        reach = 0.5 * block * h * 1.7320508 * 1.5 + 0.01
+        radius = 0.5 * block * h * 1.7320508
         for j0 in range(0, n, block):
             j1 = min(j0 + block, n)
             for k0 in range(0, n, block):
@@ -54,11 +55,12 @@ def _kernels(version: int) -> tuple[Callable, Callable, Callable]:
                     0.5 * (axis[j0] + axis[j1 - 1]),
                     0.5 * (axis[k0] + axis[k1 - 1]),
                 )
-                far = version and abs(middle) > reach
+                far = version and abs(middle) > 1.5 * radius + 0.01
+                bound = middle - math.copysign(radius, middle)
                 for i in range(first, last):
                     for j in range(j0, j1):
                         for k in range(k0, k1):
-                            out[i, j, k] = middle if far else distance(axis[i], axis[j], axis[k])
+                            out[i, j, k] = bound if far else distance(axis[i], axis[j], axis[k])
 
     @entry
     def colours(points, out):

@@ -12,7 +12,7 @@ from viewmesh.sample.shapes import along_segment, ball, blend, box, clamp, disc,
 # robot = world * SCALE + CENTER: measured on the mesh, checked by a test
 CENTER = (-0.0255053, -0.002, -0.0185188)
 SCALE = 0.996
-AABB = [[-0.37391, -0.5, -0.22631], [0.37391, 0.5, 0.22631]]
+AABB = ((-0.37391, -0.5, -0.22631), (0.37391, 0.5, 0.22631))
 
 # how far the distance may be trusted: grooves and ribs make its gradient longer than 1
 STEP = 0.75

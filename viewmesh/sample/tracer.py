@@ -18,10 +18,9 @@ from viewmesh.sample.fields import HALF
 from viewmesh.sample.jit import entry, fingerprint, kernel
 from viewmesh.sample.light import density, radiance, sample
 from viewmesh.sample.paint import paint_at
-from viewmesh.sample.robot import STEP, distance, normal
+from viewmesh.sample.robot import AABB, STEP, distance, normal
 from viewmesh.sample.shapes import lattice
 
-BOUND = 0.90  # the robot lies within this distance of the origin
 MISS = -1.0
 # Roberts' recurrence for five dimensions: powers of 1 / g, g the root of g^6 = g + 1
 _G = 1.1347241384015194
@@ -73,18 +72,25 @@ def escapes(grid, x: float, y: float, z: float, dx: float, dy: float, dz: float)
 
 
 @kernel
-def first_hit(ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, spread: float) -> tuple[float, float]:
+def first_hit(
+    grid, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, spread: float
+) -> tuple[float, float]:
     """Ray parameter t where the ray (unit direction) meets the exact field, MISS if nowhere; and how nearly it missed:
-    the least distance over the radius `spread * t` of a pixel."""
-    b = ox * dx + oy * dy + oz * dz
-    disc = b * b - (ox * ox + oy * oy + oz * oz) + BOUND * BOUND
-    if disc <= 0:
+    the least distance over the radius `spread * t` of a pixel. The grid only helps to skip empty space."""
+    t, end, nearest = 0.0, 1e9, 1e9
+    margin = max(0.01, 4.0 * spread)
+    for o, d, high in ((ox, dx, AABB[1][0]), (oy, dy, AABB[1][1]), (oz, dz, AABB[1][2])):
+        inverse = 1.0 / (d if abs(d) > 1e-12 else 1e-12)
+        one, two = (-high - margin - o) * inverse, (high + margin - o) * inverse
+        t, end = max(t, min(one, two)), min(end, max(one, two))
+    if t >= end:
         return MISS, 1e9
-    root = math.sqrt(disc)
-    t, end, nearest = -b - root, -b + root, 1e9
     before = t
     for _ in range(400):
-        d = distance(ox + t * dx, oy + t * dy, oz + t * dz)
+        x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+        d = trilinear(grid, x, y, z) if max(abs(x), abs(y), abs(z)) < HALF else 0.0
+        # the grid's own error is well below a cell
+        d = d - 0.01 if d > 0.03 else distance(x, y, z)
         if d < 2e-5:
             low, high = before, t
             if d < 0:  # overstepped: halve back to the surface
@@ -247,7 +253,7 @@ def _photograph(version: int) -> Callable:
                     px = 0.5 if probe == 0 else 0.25 + 0.5 * ((probe - 1) % 2)
                     py = 0.5 if probe == 0 else 0.25 + 0.5 * ((probe - 1) // 2)
                     dx, dy, dz, norm = ray(pose, focal, size, row + py, column + px)
-                    t, near = first_hit(ex, ey, ez, dx, dy, dz, spread)
+                    t, near = first_hit(studio[0], ex, ey, ez, dx, dy, dz, spread)
                     if probe == 0:
                         depth[row, column] = t / norm if t > 0 else 0.0
                         if t < 0 and near > 1.0:
@@ -263,7 +269,7 @@ def _photograph(version: int) -> Callable:
                     for k in range(25):
                         px, py = (k % 5 + 0.5) / 5, (k // 5 + 0.5) / 5
                         dx, dy, dz, _ = ray(pose, focal, size, row + py, column + px)
-                        met[k] = first_hit(ex, ey, ez, dx, dy, dz, spread)[0]
+                        met[k] = first_hit(studio[0], ex, ey, ez, dx, dy, dz, spread)[0]
                 covered = 0
                 for k in range(side * side):
                     covered += met[k] > 0
