@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Cross products of two edges, (F, 3): twice the area long, towards the side that sees the face counter-clockwise."""
+    """Cross products of two edges, (F, 3): twice the area long, to the side that sees the face counter-clockwise."""
     a, b, c = (vertices.index_select(0, faces[:, i]) for i in range(3))
     return torch.linalg.cross(b - a, c - a)
 

@@ -50,7 +50,8 @@ class NumbaRasterizer:
         shape = rast.shape[:-1]
         db = _none(dtype, 0, 4) if rast_db is None else rast_db.to(dtype).reshape(-1, 4)
         out, da = _Interpolate.apply(attributes.to(dtype), rast.to(dtype).reshape(-1, 4), faces, db)
-        return out.reshape(*shape, -1), None if rast_db is None else da.reshape(*shape, -1)
+        C = attributes.shape[1]
+        return out.reshape(*shape, C), None if rast_db is None else da.reshape(*shape, 2 * C)
 
     def texture(
         self,
@@ -76,7 +77,7 @@ class NumbaRasterizer:
             flat = _CubeCoordinates.apply(flat)
             chain = [padded(m).flatten(0, 1) for m in chain]
         out = _Texture.apply(flat, levels, _BOUNDARY[boundary], *(m.to(dtype) for m in chain))
-        return out.reshape(*shape, -1)
+        return out.reshape(*shape, texture.shape[-1])
 
     def antialias(
         self, color: Tensor, rast: Tensor, clip: Tensor, faces: Tensor, topology: Topology | None = None

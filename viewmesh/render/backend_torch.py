@@ -53,10 +53,10 @@ class TorchRasterizer:
         shape, C = rast.shape[:-1], attributes.shape[-1]
         flat = rast.reshape(-1, 4)
         covered = flat[:, 3:] > 0
-        corners = faces.long()[(flat[:, 3].long() - 1).clamp_min(0)].reshape(-1)
         if len(faces) == 0:
-            zero = flat.new_zeros(*shape, C)
+            zero = attributes.new_zeros(*shape, C)
             return zero, None if rast_db is None else flat.new_zeros(*shape, 2 * C)
+        corners = faces.long()[(flat[:, 3].long() - 1).clamp_min(0)].reshape(-1)
         a = attributes.index_select(0, corners).reshape(-1, 3, C)
         u, v = flat[:, :1], flat[:, 1:2]
         out = torch.where(covered, u * a[:, 0] + v * a[:, 1] + (1 - u - v) * a[:, 2], 0.0).reshape(*shape, C)
