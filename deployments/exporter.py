@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ class Exporter:
         worker = Worker(stall_s=self.stall_s)
         self.workers.add(worker)
         try:
-            async for message in self.metrics.watch(worker.run(lambda p, c: self._export(call, p, c))):
-                yield message
+            work = worker.run(lambda p, c: self._export(call, p, c))
+            async with aclosing(self.metrics.watch(work)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             self.workers.discard(worker)
 

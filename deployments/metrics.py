@@ -4,7 +4,8 @@ Names follow Prometheus' rules; Ray adds `ray_` and the tags application, deploy
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from ray.serve import metrics
 
@@ -31,21 +32,21 @@ class StageMetrics:
             "viewmesh_stage_resumes_total", description="Calls that loaded a checkpoint.", tag_keys=("stage",)
         )
 
-    async def watch(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def watch(self, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[Message, None]:
         """Passes the messages on and counts the call by its last one."""
         started, outcome = time.monotonic(), "stopped"
         try:
-            async for message in messages:
-                if isinstance(message, Failed):
-                    outcome = "failed"
-                    self.failures.inc(tags={**self.tags, "code": message.code})
-                elif isinstance(message, Done):
-                    outcome = "done"
-                    if message.value.get("resumed"):
-                        self.resumes.inc(tags=self.tags)
-                yield message
+            async with aclosing(messages):
+                async for message in messages:
+                    if isinstance(message, Failed):
+                        outcome = "failed"
+                        self.failures.inc(tags={**self.tags, "code": message.code})
+                    elif isinstance(message, Done):
+                        outcome = "done"
+                        if message.value.get("resumed"):
+                            self.resumes.inc(tags=self.tags)
+                    yield message
         finally:
-            await messages.aclose()  # type: ignore[attr-defined]  # they are generators; a cancelled caller ends them here
             self.seconds.observe(time.monotonic() - started, tags={**self.tags, "outcome": outcome})
 
 

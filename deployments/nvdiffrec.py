@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,17 @@ class Nvdiffrec:
 
     async def slice(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, views, checkpoint?, initial?. Done: checkpoint, step, done, metrics, …"""
-        async for message in self.metrics.watch(self._run(self._slice, call)):
-            yield message
+        async with aclosing(self.metrics.watch(self._run(self._slice, call))) as messages:
+            async for message in messages:
+                yield message
 
     async def finish(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call as for slice, with the last checkpoint. Done: result (Ref), facts."""
-        async for message in self._run(self._finish, call):
-            yield message
+        async with aclosing(self._run(self._finish, call)) as messages:
+            async for message in messages:
+                yield message
 
-    def _run(self, work: Any, call: dict[str, Any]) -> AsyncIterator[Message]:
+    def _run(self, work: Any, call: dict[str, Any]) -> AsyncGenerator[Message, None]:
         return self.worker.run(lambda progress, cancelled: work(call, progress, cancelled), on_memory=self._forget)
 
     def _slice(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from deployments.artifacts import StoreError
@@ -45,16 +46,17 @@ class Worker:
         if self._running and silent > self.stall_s:
             raise Unhealthy(f"no progress for {silent:.0f} s")
 
-    async def run(self, work: Work, *, on_memory: Callable[[], None] = lambda: None) -> AsyncIterator[Message]:
+    async def run(self, work: Work, *, on_memory: Callable[[], None] = lambda: None) -> AsyncGenerator[Message, None]:
         """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed."""
         if self.poisoned:
             yield Failed("device_lost", f"The device of this worker is unusable: {self.poisoned}", retry=True)
             return
-        async with self._turn:
-            async for message in self._run(work, on_memory):
+        # A generator that is left does not close the ones inside it; without aclosing their threads would work on.
+        async with self._turn, aclosing(self._run(work, on_memory)) as messages:
+            async for message in messages:
                 yield message
 
-    async def _run(self, work: Work, on_memory: Callable[[], None]) -> AsyncIterator[Message]:
+    async def _run(self, work: Work, on_memory: Callable[[], None]) -> AsyncGenerator[Message, None]:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
         inbox: asyncio.Queue[Message] = asyncio.Queue()

@@ -55,7 +55,7 @@ class KeyRing:
             if stamp != self._stamp:
                 self._keys = TypeAdapter(tuple[Key, ...]).validate_python(yaml.safe_load(self.file.read_text()) or [])
                 self._stamp = stamp
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             if not self._stamp:
                 raise OptionError(f"{self.file}: not a keys file: {error}", hint="viewmesh config key OWNER") from error
         return self._keys  # a file that is being rewritten leaves the last good keys in force

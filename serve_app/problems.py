@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from deployments.artifacts import StoreError
 from serve_app.outbound import Refused
-from viewmesh.errors import InputError, MissingModel, OptionError, ViewmeshError
+from viewmesh.errors import InputError, MissingModel, OptionError
 
 MEDIA_TYPE = "application/problem+json"
 

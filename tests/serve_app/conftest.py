@@ -1,4 +1,4 @@
-"""A whole service inside the test's process: the real graph in Ray's local testing mode, fakes for engines, real DBOS."""
+"""A whole service in the test's process: the real graph in Ray's local testing mode, fake engines, real DBOS."""
 
 import asyncio
 import json

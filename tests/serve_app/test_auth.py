@@ -1,0 +1,109 @@
+"""API keys, quotas, owners apart from each other, and the refusal to be open by accident."""
+
+import hashlib
+import json
+import os
+
+import pytest
+import yaml
+from conftest import views
+from typer.testing import CliRunner
+
+from deployments.fakes import fake_view
+from serve_app import router
+from serve_app.auth import KeyRing, new_key
+from serve_app.cli import config
+from serve_app.settings import AppArgs
+from viewmesh.errors import OptionError
+
+URL = "/v1/reconstructions"
+
+
+def keys_file(folder, **owners: dict):
+    keys, entries = {}, []
+    for owner, more in owners.items():
+        keys[owner], digest = new_key()
+        entries.append({"owner": owner, "sha256": digest, **more})
+    file = folder / "keys.yaml"
+    file.write_text(yaml.safe_dump(entries))
+    return file, {owner: {"authorization": f"Bearer {key}"} for owner, key in keys.items()}
+
+
+async def test_keys_owners_and_quotas(fresh, tmp_path):
+    file, by = keys_file(tmp_path, ann={"max_active_jobs": 1}, bob={"upload_bytes_per_day": 3000})
+    async with fresh(auth={"keys_file": str(file)}) as running:
+        http = running.http
+        nobody = await http.get(URL)
+        assert (nobody.status_code, nobody.json()["code"]) == (401, "unauthorized")
+        assert nobody.headers["www-authenticate"] == "Bearer"
+        assert (await http.get(URL, headers={"authorization": "Bearer vm_wrong"})).status_code == 401
+        assert (await http.get(URL, headers={"x-api-key": by["ann"]["authorization"][7:]})).status_code == 200
+        assert (await http.get("/readyz")).status_code == 200
+
+        mine = await http.post(URL, files=views(optimise_s=20), headers=by["ann"])
+        job_id = mine.json()["id"]
+        full = await http.post(URL, files=views(), headers=by["ann"])
+        assert (full.status_code, full.json()["code"]) == (429, "too_many_jobs")
+        assert int(full.headers["retry-after"]) > 0
+
+        for method, path in [("GET", ""), ("GET", "/events"), ("GET", "/artifacts/mesh.glb"), ("POST", "/cancel"),
+                             ("DELETE", ""), ("POST", "/exports")]:  # fmt: skip
+            body = {"json": {"formats": ["ply"]}} if path == "/exports" else {}
+            answer = await http.request(method, f"{URL}/{job_id}{path}", headers=by["bob"], **body)
+            assert answer.status_code == 404, (method, path)
+        assert (await http.get(URL, headers=by["bob"])).json()["items"] == []
+        same_key = {"idempotency-key": "k"}
+        big = [("views", ("view_00.png", fake_view() + b" " * 2000))]
+        theirs = await http.post(URL, files=big, headers={**by["bob"], **same_key})
+        assert theirs.status_code == 202
+        more = await http.post(URL, files=big, headers=by["bob"])
+        assert (more.status_code, more.json()["code"]) == (429, "upload_quota")
+        await http.delete(f"{URL}/{job_id}", headers=by["ann"])
+        ours = await http.post(URL, files=views(), headers={**by["ann"], **same_key})
+        assert ours.json()["id"] != theirs.json()["id"]
+
+
+def test_the_keys_file_is_read_again_when_it_changes_and_kept_while_it_is_broken(tmp_path):
+    file, by = keys_file(tmp_path, ann={})
+    ring = KeyRing(file)
+    assert ring.caller(by["ann"]["authorization"], None).owner == "ann"
+    file.write_text("- owner: [")
+    os.utime(file, (1, 1))
+    assert ring.caller(by["ann"]["authorization"], None).owner == "ann"
+    file.write_text("[]")
+    os.utime(file, (2, 2))
+    assert ring.caller(by["ann"]["authorization"], None) is None
+    assert ring.caller("Bearer ", "") is None
+
+
+def test_no_key_is_kept_in_the_clear(tmp_path):
+    file = tmp_path / "keys.yaml"
+    made = CliRunner().invoke(config, ["key", "ann", "--file", str(file), "--max-active-jobs", "3"])
+    key = made.stdout.strip()
+    entry = yaml.safe_load(file.read_text())[0]
+    assert key not in file.read_text()
+    assert entry == {"owner": "ann", "sha256": hashlib.sha256(key.encode()).hexdigest(), "max_active_jobs": 3}
+    assert file.stat().st_mode & 0o077 == 0
+    CliRunner().invoke(config, ["key", "bob", "--file", str(file)])
+    assert [e["owner"] for e in yaml.safe_load(file.read_text())] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("host", "args", "refused"),
+    [
+        ("127.0.0.1", {}, False),
+        ("localhost", {}, False),
+        ("0.0.0.0", {}, True),
+        ("10.0.0.5", {}, True),
+        ("0.0.0.0", {"auth": {"open": True}}, False),
+        ("0.0.0.0", {"auth": {"keys_file": "keys.yaml"}}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_public_address_without_keys_is_refused(monkeypatch, host, args, refused):
+    monkeypatch.setattr(router, "_http_host", lambda: host)
+    if refused:
+        with pytest.raises(OptionError, match="no API keys"):
+            router._refuse_to_be_open(AppArgs(**json.loads(json.dumps(args))))
+    else:
+        router._refuse_to_be_open(AppArgs(**args))

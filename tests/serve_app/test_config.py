@@ -1,0 +1,102 @@
+"""serve_config.yaml: every key is known, and the shipped file fits any machine."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve_app import config
+from serve_app.app import build
+from serve_app.settings import AppArgs
+
+FILE = Path(__file__).parents[2] / "serve_config.yaml"
+
+
+@pytest.fixture
+def shipped():
+    return config.load(FILE)
+
+
+def application(value):
+    return value["applications"][0]
+
+
+def deployment(value, name):
+    return next(d for d in application(value)["deployments"] if d["name"] == name)
+
+
+def test_the_shipped_file_is_clean_and_complete(shipped):
+    assert config.check(shipped) == []
+    assert [d["name"] for d in application(shipped)["deployments"]] == list(config.DEPLOYMENTS)
+    assert set(application(shipped)["args"]) == set(AppArgs.model_fields)
+    for entry in application(shipped)["deployments"]:
+        wanted = {"max_ongoing_requests", "graceful_shutdown_timeout_s", "health_check_period_s", "ray_actor_options"}
+        assert wanted <= set(entry), entry["name"]
+
+
+def test_the_shipped_arguments_are_the_defaults(shipped):
+    given = AppArgs.model_validate(application(shipped)["args"]).model_dump()
+    assert {**given, "slots": {}} == AppArgs().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c.update(htp_options={}), "htp_options: unknown key (did you mean 'http_options'?)"),
+        (lambda c: deployment(c, "Router").update(max_ongoing_request=3), "max_ongoing_request: unknown key"),
+        (lambda c: deployment(c, "Nvdiffrec")["autoscaling_config"].update(max_replica=1), "max_replica: unknown key"),
+        (lambda c: deployment(c, "Nvdiffrec")["ray_actor_options"].update(gpus=1), "gpus: unknown key"),
+        (lambda c: deployment(c, "Exporter").update(name="Exportr"), "did you mean 'Exporter'?"),
+        (lambda c: application(c)["args"].update(datta="x"), "args.datta"),
+        (lambda c: application(c)["args"]["auth"].update(opn=True), "args.auth.opn"),
+        (lambda c: deployment(c, "Router")["user_config"]["limits"].update(file_byte=1), "limits.file_byte"),
+        (lambda c: deployment(c, "Nvdiffrec")["user_config"].update(slice=1), "did you mean 'slice_s'?"),
+        (lambda c: deployment(c, "Router").update(num_replicas=-1), "num_replicas"),
+        (lambda c: application(c).update(import_path=3), "import_path"),
+    ],
+)
+def test_each_mistake_is_named(shipped, change, sentence):
+    change(shipped)
+    assert any(sentence in found for found in config.check(shipped)), config.check(shipped)
+
+
+def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
+    fitted = config.adapted(shipped, cpus=2, gpus=0, data=tmp_path, port=9000)
+    assert deployment(fitted, "Nvdiffrec")["ray_actor_options"] == {"num_gpus": 0, "num_cpus": 1}
+    assert deployment(fitted, "Nvdiffrec")["autoscaling_config"]["max_replicas"] == 1
+    assert fitted["http_options"]["port"] == 9000
+    assert config.check(fitted) == []
+    asked = sum(d["ray_actor_options"].get("num_cpus", 1) for d in application(fitted)["deployments"])
+    assert asked <= 2
+    assert config.adapted(shipped, cpus=64, gpus=8)["applications"][0]["args"]["slots"] == {"nvdiffrec": 8}
+
+
+def test_the_command_says_what_is_wrong(tmp_path):
+    from serve_app.cli import config as command
+
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump({"applications": [], "htp_options": {}}))
+    result = CliRunner().invoke(command, ["check", str(bad)])
+    assert result.exit_code == 2
+    assert "htp_options" in result.stderr
+    assert CliRunner().invoke(command, ["check", str(FILE)]).exit_code == 0
+    (tmp_path / "no.yaml").write_text("{")
+    assert CliRunner().invoke(command, ["check", str(tmp_path / "no.yaml")]).exit_code == 2
+
+
+def test_the_graph_is_built_without_heavy_imports():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from serve_app.app import build; from serve_app.settings import AppArgs; build(AppArgs());"
+        "assert not {'torch', 'numba', 'viewmesh.nvdiffrec.fit'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=FILE.parent)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match="datta"):
+        AppArgs.model_validate({"datta": 1})
+    assert build(AppArgs(fake={})) is not None

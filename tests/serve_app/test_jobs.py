@@ -1,0 +1,194 @@
+"""The job store's laws, on a random walk of everything that can happen to jobs."""
+
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from serve_app.jobs import DifferentRequest, InputGone, JobStore, NewJob, QuotaExceeded, id_of_key, new_id
+from serve_app.schemas import TERMINAL
+
+REF = {"key": "inputs/aa/aaaa", "sha256": "a" * 64, "size": 10}
+
+
+def new_job(job_id: str = "", owner: str = "ann", request_hash: str = "h", **more) -> NewJob:
+    return NewJob(
+        job_id or new_id(), owner, "reconstruction", "nvdiffrec", {}, {"views/0.png": REF}, request_hash, **more
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite")
+    made.create()
+    made.create()
+    yield made
+    made.close()
+
+
+def accept(store: JobStore, job: NewJob, **more):
+    return store.accept(job, lambda *a: None, **more)
+
+
+def test_ids_sort_by_time_and_keys_of_owners_differ():
+    ids = []
+    for _ in range(3):
+        ids.append(new_id())
+        time.sleep(0.002)
+    assert ids == sorted(ids)
+    assert id_of_key("ann", "k") == id_of_key("ann", "k") != id_of_key("bob", "k")
+
+
+def test_a_job_whose_workflow_cannot_be_enqueued_is_not_accepted(store):
+    def broken(*args):
+        raise OSError("no")
+
+    job = new_job()
+    with pytest.raises(OSError, match="no"):
+        store.accept(job, broken)
+    assert store.get(job.id) is None
+
+
+def test_the_same_id_needs_the_same_request(store):
+    job = new_job()
+    assert accept(store, job)[1]
+    assert not accept(store, job)[1]
+    with pytest.raises(DifferentRequest):
+        accept(store, new_job(job.id, request_hash="other"))
+    with pytest.raises(DifferentRequest):
+        accept(store, new_job(job.id, owner="bob"))
+
+
+def test_quotas_count_queued_and_running(store):
+    first = new_job()
+    accept(store, first, max_active=1)
+    with pytest.raises(QuotaExceeded):
+        accept(store, new_job(), max_active=1)
+    accept(store, new_job(owner="bob"), max_active=1)
+    store.cancel(first.id, None)
+    accept(store, new_job(), max_active=1)
+
+
+def test_an_input_that_is_gone_is_noticed_before_the_job_is_accepted(store):
+    with pytest.raises(InputGone):
+        accept(store, new_job(), still_there=lambda key: False)
+
+
+def test_inputs_live_as_long_as_a_job_that_uses_them(store):
+    a, b, removed = new_job(), new_job(), []
+    accept(store, a)
+    accept(store, b)
+    assert store.delete(a.id, "bob", removed.append) is None
+    assert store.delete(a.id, "ann", removed.append) == [a.id]
+    assert removed == []
+    store.delete(b.id, None, removed.append)
+    assert removed == [REF["key"]]
+
+
+def test_exports_go_with_their_reconstruction(store):
+    parent = new_job()
+    accept(store, parent)
+    child = NewJob(new_id(), "ann", "export", "nvdiffrec", {}, {}, "h", parent=parent.id)
+    accept(store, child)
+    assert set(store.delete(parent.id, "ann", lambda key: None)) == {parent.id, child.id}
+    assert store.get(child.id) is None
+
+
+def test_progress_never_goes_back_and_repeats_are_silent(store):
+    job = new_job()
+    accept(store, job)
+    data = {"stage": "optimise", "step": 1, "steps": 9}
+    assert not store.progress(job.id, percent=5, data=data)  # not running yet
+    store.start(job.id)
+    assert store.progress(job.id, percent=5, data=data)
+    assert not store.progress(job.id, percent=5, data=data)
+    assert not store.progress(job.id, percent=4, data=data)
+    assert store.preview(job.id, 3, REF)
+    assert not store.preview(job.id, 3, REF)
+
+
+def test_counters_never_fall_when_jobs_are_deleted(store):
+    job = new_job()
+    accept(store, job)
+    store.start(job.id)
+    store.fail(job.id, {"code": "out_of_memory"}, None)
+    before = store.figures()["tallies"]
+    store.delete(job.id, None, lambda key: None)
+    assert store.figures()["tallies"] == before
+    assert ("jobs", "reconstruction|nvdiffrec|failed|out_of_memory", 1.0) in before
+
+
+class Jobs(RuleBasedStateMachine):
+    """Whatever happens in whatever order: one end per job, events numbered without gap, states only forwards."""
+
+    made = Bundle("made")
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = JobStore(f"sqlite:///{self.folder.name}/jobs.sqlite")
+        self.store.create()
+        self.states: dict[str, list[str]] = {}
+
+    @rule(target=made)
+    def submit(self):
+        job = new_job()
+        accept(self.store, job)
+        self.states[job.id] = ["queued"]
+        return job.id
+
+    @rule(job=made)
+    def start(self, job):
+        row = self.store.start(job)
+        assert (row is not None) == (self.now(job) in ("queued", "running"))
+
+    @rule(job=made, percent=st.floats(0, 100))
+    def progress(self, job, percent):
+        self.store.progress(job, percent=percent, data={"stage": "optimise", "step": 1, "steps": 2})
+
+    @rule(job=made, step=st.integers(0, 5))
+    def preview(self, job, step):
+        self.store.preview(job, step, REF)
+
+    @rule(job=made)
+    def succeed(self, job):
+        self.store.succeed(job, [{"name": "mesh.glb", **REF}], {}, None)
+
+    @rule(job=made)
+    def fail(self, job):
+        self.store.fail(job, {"code": "x"}, None)
+
+    @rule(job=made)
+    def cancel(self, job):
+        self.store.cancel(job, None)
+
+    def now(self, job):
+        return self.states[job][-1]
+
+    @invariant()
+    def laws(self):
+        for job, states in self.states.items():
+            row = self.store.get(job)
+            events = self.store.events(job)
+            assert [e["seq"] for e in events] == list(range(1, row["seq"] + 1))
+            told = [e["data"]["state"] for e in events if e["type"] == "state"]
+            assert told[: len(states)] == states
+            self.states[job] = told
+            assert told[-1] == row["state"]
+            ends = [e for e in events if e["type"] == "done"]
+            assert len(ends) == (row["state"] in TERMINAL)
+            if ends:
+                assert events[-1] == ends[0]
+            assert bool(self.store.artifact(job, "mesh.glb")) == (row["state"] == "succeeded")
+
+    def teardown(self):
+        self.store.close()
+        self.folder.cleanup()
+
+
+TestJobs = Jobs.TestCase
+TestJobs.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
