@@ -47,7 +47,7 @@ def write_sample(
     folder: Path,
     *,
     size: int = 400,
-    samples: int = 48,
+    samples: int = 32,
     parts: Sequence[str] = PARTS,
     mesh_cells: int = 192,
     progress: Progress = silent,
@@ -80,7 +80,7 @@ def write_sample(
     (folder / "README.md").write_text(README.format(size=size, samples=samples))
 
 
-def photograph(camera: Cameras, *, samples: int = 48) -> tuple[np.ndarray, np.ndarray]:
+def photograph(camera: Cameras, *, samples: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """One picture of the robot: (S, S, 4) uint8 sRGB with straight alpha and (S, S) float64 z-depth, 0 where it misses.
 
     camera: a batch of one, square, with square pixels and its principal point in the middle.
