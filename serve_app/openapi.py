@@ -34,6 +34,12 @@ _BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 _FILES = {"type": "array", "items": _BINARY}
 _OPTIONS = {"$ref": "#/components/schemas/Options"}
 
+
+def _links(*operations: str) -> dict[str, Any]:
+    """Where the id of the answer leads."""
+    return {name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in operations}
+
+
 UPLOAD: dict[str, Any] = {
     "parameters": [
         {
@@ -94,7 +100,9 @@ UPLOAD: dict[str, Any] = {
         },
     },
     "responses": {
+        "202": {"links": _links("show", "events", "cancel", "delete", "export")},
         "200": {
+            "links": _links("show", "events", "delete", "export"),
             "description": "With `Prefer: wait`: the job is over.",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/ReconstructionView"}},

@@ -98,7 +98,7 @@ def problem(
 
 
 def of_library(error: Exception) -> ProblemError:
-    """The answer to an error that was raised while a request was handled; of those that are not ours it says nothing."""
+    """The answer to an error raised while a request was handled; of those that are not ours it says nothing."""
     if isinstance(error, StoreError):
         return ProblemError(503, error.code, str(error), hint=error.hint, retry_after_s=10)
     if isinstance(error, MissingModel):

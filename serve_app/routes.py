@@ -15,7 +15,9 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import viewmesh
 from serve_app import models
@@ -334,6 +336,7 @@ def application(state: "Service") -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         summary="Photos of an object in, a textured PBR mesh out.",
     )
     app.state.service = state
@@ -346,6 +349,8 @@ def application(state: "Service") -> FastAPI:
             found = of_validation([{"loc": item["loc"], "msg": item["msg"]} for item in error.errors()])
         elif isinstance(error, HTTPException):
             found = of_http(error)
+            if error.status_code == 405:  # the framework names the methods of the first route that it saw only
+                found.headers = {**(found.headers or {}), "Allow": ", ".join(_methods(request.scope))}
         else:
             found = of_library(error)
         return Response(
@@ -358,6 +363,16 @@ def application(state: "Service") -> FastAPI:
     for kind in (RequestValidationError, HTTPException, ViewmeshError, Exception):
         app.add_exception_handler(kind, answer)
     return app
+
+
+def _methods(scope: Any) -> list[str]:
+    """What the path of a request can be asked."""
+    found: set[str] = set()
+    for route in (*jobs_api.routes, *api.routes):
+        match, _ = route.matches({**scope, "method": "GET"})
+        if match is not Match.NONE and isinstance(route, APIRoute):
+            found |= route.methods
+    return sorted(found)
 
 
 # --- what several routes do ------------------------------------------------------------------------------------------
