@@ -1,0 +1,94 @@
+"""The service on a real Ray with real HTTP, as `viewmesh serve` starts it."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from ray_service import RayService
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with RayService(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service):
+    with service.client() as made:
+        yield made
+
+
+def test_a_job_from_submit_to_files(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, {"formats": ["glb", "ply"]}, optimise_s=2.5)
+    told = list(client.events(job_id))
+    service.assert_whole(client, job_id, told)
+    files = client.download(job_id, tmp_path / "out")
+    assert files["mesh.glb"].read_bytes()[:4] == b"glTF"
+    assert "resumed" not in str(told)
+    assert client.get(job_id).resumes == 0  # every slice found its session warm
+
+
+def test_the_command_shows_progress_and_leaves_the_mesh(service, client, tmp_path):
+    import typer
+
+    from deployments.fakes import fake_view
+    from serve_app import cli
+
+    app = typer.Typer()
+    app.command()(cli.submit)
+    views = tmp_path / "capture" / "views"
+    views.mkdir(parents=True)
+    (views / "view_00.png").write_bytes(fake_view())
+    result = CliRunner().invoke(app, [str(views.parent), "-o", str(tmp_path / "out"), "--url", service.url])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "mesh.glb").exists()
+    (views / "view_00.png").write_bytes(fake_view(fail="empty_reconstruction"))
+    failed = CliRunner().invoke(app, [str(views.parent), "-o", str(tmp_path / "out2"), "--url", service.url])
+    assert failed.exit_code == 1
+    assert "masks agree on no volume" in failed.output
+
+
+def test_cancelling_stops_the_work_within_two_seconds(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=60, steps=600, scratch=str(tmp_path))
+    service.await_step(client, job_id)
+    assert client.cancel(job_id).state == "cancelled"
+    time.sleep(2.0)
+    steps = (tmp_path / "step").read_text()
+    time.sleep(0.5)
+    assert (tmp_path / "step").read_text() == steps
+
+
+def test_many_jobs_at_once_all_end_whole(service, client, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda i: service.submit(client, tmp_path, {"seed": i}, optimise_s=0.1), range(12)))
+    for job_id in ids:
+        service.assert_whole(client, job_id)
+
+
+def test_the_dashboard_wants_its_token(service):
+    assert httpx.get(f"{service.dashboard()}/api/serve/applications/").status_code == 401
+    assert service.status()["status"] == "RUNNING"
+    assert {"Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter"} == set(service.status()["deployments"])
+
+
+def test_request_ids_and_problems_through_the_proxy(service):
+    answer = httpx.get(f"{service.url}/v1/nope", headers={"x-request-id": "abc-1"})
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == "abc-1"
+    assert answer.headers.get_list("x-request-id") == ["abc-1"]
+    assert httpx.put(f"{service.url}/v1/reconstructions").status_code == 405
+    big = httpx.post(f"{service.url}/v1/reconstructions/x/exports", content=b"x" * 2**21)
+    assert (big.status_code, big.json()["code"]) == (413, "too_large")
+
+
+def test_replicas_log_json(service):
+    assert '"levelname":' in service.log() or any(
+        '"levelname"' in file.read_text(errors="replace")
+        for file in Path("/tmp/ray/session_latest/logs/serve").glob("*.log")
+    )
