@@ -32,7 +32,7 @@ def vertex_tangents(vertices: Tensor, faces: Tensor, normals: Tensor, uvs: Tenso
     area = d1[:, 0] * d2[:, 1] - d2[:, 0] * d1[:, 1]  # (F,), v grows downwards: negative where not mirrored
     along_u = _unit((d2[:, 1:] * e1 - d1[:, 1:] * e2) * area.sign()[:, None], torch.zeros(3).to(p))
     total, sign = p.new_zeros(len(uvs), 3), p.new_zeros(len(uvs))
-    normal = torch.zeros(len(uvs), 3).to(p)
+    normal = torch.tensor([0.0, 0, 1]).to(p).repeat(len(uvs), 1)
     for i in range(3):
         n = normals.index_select(0, faces[:, i])
         a, b = _unit(p[:, (i + 1) % 3] - p[:, i]), _unit(p[:, (i + 2) % 3] - p[:, i])

@@ -7,13 +7,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from viewmesh.render import kernels_numba as kernels
+from viewmesh.render import loops_antialias, loops_raster, loops_texture
 from viewmesh.render.cubemap import padded
+from viewmesh.render.kernels_numba import launch
 from viewmesh.render.mipmap import footprint_level, mip_chain, nearest
 from viewmesh.render.rasterizer import MAX_FACES, Boundary, Filter, Raster, Topology
 
 CHUNK = 512  # rows or triangles per task
-_BOUNDARY = {"wrap": kernels.WRAP, "clamp": kernels.CLAMP, "zero": kernels.ZERO, "cube": kernels.ZERO}
+_BOUNDARY = {
+    "wrap": loops_texture.WRAP,
+    "clamp": loops_texture.CLAMP,
+    "zero": loops_texture.ZERO,
+    "cube": loops_texture.ZERO,
+}
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -91,11 +97,11 @@ class _Rasterize(torch.autograd.Function):
     def forward(ctx, clip: Tensor, faces: Tensor, height: int, width: int, derivatives: bool):
         c, f = _array(clip), _faces(faces)
         box = np.empty((len(c), len(f), 4), np.int32)
-        kernels.launch(kernels.bounds_kernel, _tasks(len(c) * len(f)), c, f, height, width, CHUNK, box)
+        launch(loops_raster.bounds_kernel, _tasks(len(c) * len(f)), c, f, height, width, CHUNK, box)
         rast = torch.zeros(len(c), height, width, 4, dtype=clip.dtype)
         db = torch.zeros_like(rast) if derivatives else _none(clip.dtype, 0, 0, 0, 0)
-        bands = min(kernels.BANDS, height)
-        kernels.launch(kernels.rasterize_kernel, len(c) * bands, c, f, box, bands, rast.numpy(), db.numpy())
+        bands = min(loops_raster.BANDS, height)
+        launch(loops_raster.rasterize_kernel, len(c) * bands, c, f, box, bands, rast.numpy(), db.numpy())
         ctx.save_for_backward(clip, faces, rast)
         ctx.set_materialize_grads(False)
         return rast, db
@@ -108,16 +114,17 @@ class _Rasterize(torch.autograd.Function):
             return None, None, None, None, None
         c, f, r = _array(clip), _faces(faces), _array(rast).reshape(-1, 4)
         H, W = rast.shape[1:3]
-        keys, start, order = kernels.group_by_triangle(r, len(f), H * W)
+        keys, start, order = loops_raster.group_by_triangle(r, len(f), H * W)
         corner = np.zeros((len(keys), 3, 3))
         gr = _array(torch.zeros_like(rast) if g_rast is None else g_rast).reshape(-1, 4)
         gd = _array(_none(clip.dtype, 0) if g_db is None else g_db).reshape(-1, 4)
-        kernels.launch(
-            kernels.rasterize_backward_kernel, _tasks(len(keys)), CHUNK, c, f, np.array([H, W]), keys, start, order,
+        launch(
+            loops_raster.rasterize_backward_kernel,
+            _tasks(len(keys)), CHUNK, c, f, np.array([H, W]), keys, start, order,
             gr, gd, corner,
         )  # fmt: skip
         g_clip = np.zeros(c.shape)
-        kernels.scatter_clip(keys, f, corner, g_clip)
+        loops_raster.scatter_clip(keys, f, corner, g_clip)
         return torch.from_numpy(g_clip).to(clip.dtype), None, None, None, None
 
 
@@ -127,8 +134,9 @@ class _Interpolate(torch.autograd.Function):
         P, C = len(rast), attributes.shape[1]
         out = torch.empty(P, C, dtype=rast.dtype)
         da = torch.empty(P if len(db) else 0, 2 * C, dtype=rast.dtype)
-        kernels.launch(
-            kernels.interpolate_kernel, _tasks(P), CHUNK, _array(attributes), _array(rast), _faces(faces), _array(db),
+        launch(
+            loops_raster.interpolate_kernel,
+            _tasks(P), CHUNK, _array(attributes), _array(rast), _faces(faces), _array(db),
             out.numpy(), da.numpy(),
         )  # fmt: skip
         ctx.save_for_backward(attributes, rast, faces, db)
@@ -142,15 +150,16 @@ class _Interpolate(torch.autograd.Function):
         a, r, f = _array(attributes), _array(rast), _faces(faces)
         g = _array(torch.zeros(len(r), a.shape[1], dtype=rast.dtype) if g_out is None else g_out)
         gda = _array(_none(rast.dtype, 0, 2 * a.shape[1]) if g_da is None else g_da)
-        keys, start, order = kernels.group_by_triangle(r, len(f), max(len(r), 1))
+        keys, start, order = loops_raster.group_by_triangle(r, len(f), max(len(r), 1))
         corner = np.zeros((len(keys), 3, a.shape[1]))
         g_rast, g_db = torch.zeros_like(rast), torch.zeros_like(db)
-        kernels.launch(
-            kernels.interpolate_backward_kernel, _tasks(len(keys)), CHUNK, a, r, f, _array(db), keys, start, order, g,
+        launch(
+            loops_raster.interpolate_backward_kernel,
+            _tasks(len(keys)), CHUNK, a, r, f, _array(db), keys, start, order, g,
             gda, corner, g_rast.numpy(), g_db.numpy(),
         )  # fmt: skip
         g_attributes = np.zeros(a.shape)
-        kernels.scatter_attributes(keys, f, corner, g_attributes)
+        loops_raster.scatter_attributes(keys, f, corner, g_attributes)
         return torch.from_numpy(g_attributes).to(attributes.dtype), g_rast, None, g_db
 
 
@@ -158,7 +167,7 @@ class _CubeCoordinates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, direction: Tensor):
         out = torch.empty(direction.shape, dtype=direction.dtype)
-        kernels.launch(kernels.cube_coordinates_kernel, _tasks(len(out)), CHUNK, _array(direction), out.numpy())
+        launch(loops_texture.cube_coordinates_kernel, _tasks(len(out)), CHUNK, _array(direction), out.numpy())
         ctx.save_for_backward(direction)
         return out
 
@@ -167,8 +176,13 @@ class _CubeCoordinates(torch.autograd.Function):
     def backward(ctx, g_out: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (direction,) = ctx.saved_tensors
         g = torch.zeros(direction.shape, dtype=direction.dtype)
-        kernels.launch(
-            kernels.cube_coordinates_backward_kernel, _tasks(len(g)), CHUNK, _array(direction), _array(g_out), g.numpy()
+        launch(
+            loops_texture.cube_coordinates_backward_kernel,
+            _tasks(len(g)),
+            CHUNK,
+            _array(direction),
+            _array(g_out),
+            g.numpy(),
         )
         return g
 
@@ -179,7 +193,7 @@ class _Texture(torch.autograd.Function):
         out = torch.zeros(len(uv), chain[0].shape[-1], dtype=uv.dtype)
         u, lv = _array(uv), _array(levels)
         for n, m in enumerate(chain):
-            kernels.launch(kernels.texture_kernel, _tasks(len(u)), CHUNK, _array(m), u, boundary, lv, n, out.numpy())
+            launch(loops_texture.texture_kernel, _tasks(len(u)), CHUNK, _array(m), u, boundary, lv, n, out.numpy())
         ctx.save_for_backward(uv, levels, *chain)
         ctx.boundary = boundary
         return out
@@ -193,17 +207,27 @@ class _Texture(torch.autograd.Function):
         g_chain: list[Tensor | None] = []
         for n, m in enumerate(chain):
             if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-                kernels.launch(
-                    kernels.texture_backward_uv_kernel, _tasks(len(u)), CHUNK, _array(m), u, ctx.boundary, lv, n, g,
+                launch(
+                    loops_texture.texture_backward_uv_kernel,
+                    _tasks(len(u)), CHUNK, _array(m), u, ctx.boundary, lv, n, g,
                     g_uv.numpy(), g_levels.numpy(),
                 )  # fmt: skip
             if not ctx.needs_input_grad[3 + n]:
                 g_chain.append(None)
                 continue
             g_texture = torch.zeros(m.shape, dtype=m.dtype)
-            start, order = kernels.group_by_row(u, m.shape[0], m.shape[1], ctx.boundary, lv, n)
-            kernels.launch(
-                kernels.texture_backward_kernel, len(m), u, ctx.boundary, lv, n, start, order, g, g_texture.numpy()
+            start, order = loops_texture.group_by_row(u, m.shape[0], m.shape[1], ctx.boundary, lv, n)
+            launch(
+                loops_texture.texture_backward_kernel,
+                len(m),
+                u,
+                ctx.boundary,
+                lv,
+                n,
+                start,
+                order,
+                g,
+                g_texture.numpy(),
             )
             g_chain.append(g_texture)
         return g_uv, g_levels, None, *g_chain
@@ -215,17 +239,17 @@ class _Antialias(torch.autograd.Function):
         col, r, c, f, o = _array(color), _array(rast), _array(clip), _faces(faces), _array(opposite)
         B, H, W = r.shape[:3]
         flags = np.zeros((B, len(f)), np.uint8)
-        kernels.launch(kernels.silhouette_kernel, _tasks(B * len(f)), CHUNK, c, f, o, H, W, flags)
+        launch(loops_antialias.silhouette_kernel, _tasks(B * len(f)), CHUNK, c, f, o, H, W, flags)
         code, count = np.zeros((B, H, W, 2), np.int8), np.zeros(B * H, np.int64)
-        kernels.launch(kernels.find_crossings_kernel, B * H, r, c, f, flags, code, count)
+        launch(loops_antialias.find_crossings_kernel, B * H, r, c, f, flags, code, count)
         start = np.concatenate([[0], np.cumsum(count)])
         n = int(start[-1])
         ends, index, pair = np.empty((n, 2), np.int64), np.empty((n, 2), np.int8), np.empty((n, 2), np.int64)
         share = np.empty(n)
-        kernels.launch(kernels.list_crossings_kernel, B * H, r, c, f, code, start, ends, index, pair, share)
+        launch(loops_antialias.list_crossings_kernel, B * H, r, c, f, code, start, ends, index, pair, share)
         out = color.detach().clone(memory_format=torch.contiguous_format)
         C = color.shape[-1]
-        kernels.blend(col.reshape(-1, C), pair, share, out.numpy().reshape(-1, C))
+        loops_antialias.blend(col.reshape(-1, C), pair, share, out.numpy().reshape(-1, C))
         ctx.save_for_backward(color, clip)
         ctx.crossings = (pair, share, ends, index, H, W)
         return out
@@ -238,7 +262,7 @@ class _Antialias(torch.autograd.Function):
         C = color.shape[-1]
         g_color = g_out.detach().clone(memory_format=torch.contiguous_format)
         g_clip = np.zeros(clip.shape)
-        kernels.blend_backward(
+        loops_antialias.blend_backward(
             _array(color).reshape(-1, C), pair, share, ends, index, _array(clip), H, W, _array(g_out).reshape(-1, C),
             g_color.numpy().reshape(-1, C), g_clip,
         )  # fmt: skip

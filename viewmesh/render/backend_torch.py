@@ -2,7 +2,7 @@
 
 Visibility expands every triangle's bounding box into candidate pixels, in chunks of bounded memory, and keeps the
 nearest by two passes of scatter-min. Same double-precision edge functions, in the same order of operations, as
-`kernels_numba`: see there for the geometry.
+`loops_raster`: see there for the geometry.
 """
 
 from collections.abc import Sequence

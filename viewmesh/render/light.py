@@ -6,6 +6,7 @@ once per resolution, dense for small bases and sparse for large ones, and its gr
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,7 +107,9 @@ def _build(R: int, device: torch.device, levels: tuple[tuple[int, float], ...]) 
         else:
             parts = [_lobe_rows(size, rough, R, device, LOBE_CUT) for size, rough in lobes]
             coo = torch.cat([p.to_sparse_coo() for p in parts]).coalesce()
-            operator, transpose = coo.to_sparse_csr(), coo.t().coalesce().to_sparse_csr()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+                operator, transpose = coo.to_sparse_csr(), coo.t().coalesce().to_sparse_csr()
     return Light(R, tuple(r for _, r in levels), tuple(size for size, _ in lobes), operator, transpose)
 
 

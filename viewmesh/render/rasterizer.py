@@ -54,7 +54,7 @@ class Topology:
     @cached_property
     def opposite(self) -> Tensor:  # (F, 3)
         if self.faces.device.type == "cpu" and importlib.util.find_spec("numba"):
-            from viewmesh.render.kernels_numba import opposite_vertices
+            from viewmesh.render.loops_antialias import opposite_vertices
         else:
             from viewmesh.render.backend_torch import opposite_vertices
         return opposite_vertices(self.faces)
