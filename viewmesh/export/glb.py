@@ -41,7 +41,13 @@ def glb_bytes(textured: TexturedMesh) -> bytes:
     ]  # fmt: skip
     accessors[0]["min"] = split.positions.astype(np.float32).min(0).astype(float).tolist()
     accessors[0]["max"] = split.positions.astype(np.float32).max(0).astype(float).tolist()
-    names = ["base_color", "orm"] + ([] if is_flat(maps["normal"]) else ["normal"])
+    attributes = {"POSITION": 0, "NORMAL": 1, "TEXCOORD_0": 2}
+    names = ["base_color", "orm"]
+    if not is_flat(maps["normal"]):  # then the tangents that it was made in, too: viewers would each make their own
+        names.append("normal")
+        attributes["TANGENT"] = len(accessors)
+        accessors.append({"bufferView": add(split.tangents.astype(np.float32).tobytes(), target=ARRAY),
+                          "componentType": FLOAT, "count": len(split.tangents), "type": "VEC4"})  # fmt: skip
     material: dict = {
         "name": "material",
         "pbrMetallicRoughness": {
@@ -58,7 +64,7 @@ def glb_bytes(textured: TexturedMesh) -> bytes:
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "mesh"}],
         "meshes": [{"name": "mesh", "primitives": [
-            {"attributes": {"POSITION": 0, "NORMAL": 1, "TEXCOORD_0": 2}, "indices": 3, "material": 0}]}],
+            {"attributes": attributes, "indices": 3, "material": 0}]}],
         "materials": [material],
         "samplers": [{"magFilter": LINEAR, "minFilter": TRILINEAR, "wrapS": CLAMP, "wrapT": CLAMP}],
         "textures": [{"source": i, "sampler": 0, "name": name} for i, name in enumerate(names)],

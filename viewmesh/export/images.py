@@ -35,6 +35,13 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
+def straight_uint8(rgba: Tensor) -> np.ndarray:
+    """(H, W, 4) linear with premultiplied alpha to uint8 sRGB with straight alpha."""
+    alpha = rgba[..., 3:].clamp(0, 1)
+    straight = linear_to_srgb((rgba[..., :3] / alpha.clamp(min=1e-6)).clamp(0, 1))
+    return to_uint8(torch.cat([straight, alpha], -1))
+
+
 def png(image: np.ndarray) -> bytes:
     """(H, W, 3 or 4) uint8 RGB(A) as PNG."""
     code = cv2.COLOR_RGB2BGR if image.shape[-1] == 3 else cv2.COLOR_RGBA2BGRA

@@ -1,20 +1,19 @@
 """thumbnail.png and turntable.mp4: the mesh under a neutral studio light, whatever light it was captured in."""
 
-import io
 import math
-from fractions import Fraction
+import tempfile
+from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
-from viewmesh.export.images import png
+from viewmesh.export.images import png, straight_uint8
 from viewmesh.export.metrics import on_white
 from viewmesh.geometry.camera import Cameras, look_at, pinhole
 from viewmesh.geometry.mesh import TexturedMesh
 from viewmesh.render.draw import draw
 from viewmesh.render.light import studio
-from viewmesh.render.shading import linear_to_srgb
 
 FRAMES, FRAMES_PER_SECOND, SIDE = 36, 18, 512
 FOV_Y_RAD = math.radians(35)
@@ -35,10 +34,7 @@ def orbit(mesh: TexturedMesh, turns_rad: torch.Tensor, elevation_rad: float, sid
 def thumbnail_bytes(mesh: TexturedMesh, side: int = SIDE) -> bytes:
     """PNG with straight alpha, from the front, a little to the right and above."""
     camera = orbit(mesh, torch.tensor([math.radians(30)], dtype=torch.float64), math.radians(20), side)
-    rgba = draw(mesh, camera, studio(), supersample=2)[0][0].cpu()
-    alpha = rgba[..., 3:].clamp(0, 1)
-    straight = linear_to_srgb((rgba[..., :3] / alpha.clamp(min=1e-6)).clamp(0, 1))
-    return png((torch.cat([straight, alpha], -1) * 255 + 0.5).to(torch.uint8).numpy())
+    return png(straight_uint8(draw(mesh, camera, studio(), supersample=2)[0][0]))
 
 
 def turntable_bytes(mesh: TexturedMesh, frames: int = FRAMES, side: int = SIDE) -> bytes:
@@ -50,12 +46,12 @@ def turntable_bytes(mesh: TexturedMesh, frames: int = FRAMES, side: int = SIDE) 
 
 def mp4_bytes(images: np.ndarray, rate: int = FRAMES_PER_SECOND) -> bytes:
     """images: (N, H, W, 3) uint8 with even sides."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], "yuv420p"
-        stream.codec_context.time_base = Fraction(1, rate)
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+    with tempfile.TemporaryDirectory(prefix="viewmesh-") as folder:
+        path = Path(folder, "turntable.mp4")  # a real file: its index is moved to the front, so that it starts at once
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], "yuv420p"
+            for image in images:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        return path.read_bytes()

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from viewmesh.geometry.mesh import TexturedMesh
-from viewmesh.geometry.normals import vertex_normals
+from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 
 
 @dataclass(frozen=True)
 class SplitMesh:
-    """positions, normals (K, 3) and uvs (K, 2) float32, row 0 of the image at v = 0; faces (F, 3) into them."""
+    """positions, normals (K, 3), glTF tangents (K, 4) and uvs (K, 2) float32, row 0 of the image at v = 0; faces (F, 3)
+    into them."""
 
     positions: np.ndarray  # (K, 3)
     normals: np.ndarray  # (K, 3)
+    tangents: np.ndarray  # (K, 4)
     uvs: np.ndarray  # (K, 2)
     faces: np.ndarray  # (F, 3)
 
@@ -25,7 +28,13 @@ def split_at_seams(textured: TexturedMesh) -> SplitMesh:
     pair = mesh.faces.numpy() * len(textured.uvs) + textured.uv_faces.numpy()
     key, faces = np.unique(pair, return_inverse=True)
     vertex, uv = key // len(textured.uvs), key % len(textured.uvs)
-    return SplitMesh(mesh.vertices.numpy()[vertex], normals[vertex], textured.uvs.numpy()[uv], faces.reshape(-1, 3))
+    tangents = vertex_tangents(
+        mesh.vertices.double(), mesh.faces, torch.from_numpy(normals).double(), textured.uvs.double(), textured.uv_faces
+    )
+    tangents = tangents.float().numpy()[uv]
+    tangents[:, :3] /= np.linalg.norm(tangents[:, :3], axis=1, keepdims=True)
+    positions, uvs = mesh.vertices.numpy()[vertex], textured.uvs.numpy()[uv]
+    return SplitMesh(positions, normals[vertex], tangents, uvs, faces.reshape(-1, 3))
 
 
 def unit_normals(textured: TexturedMesh) -> np.ndarray:

@@ -38,7 +38,7 @@ def save_reconstruction(result: Reconstruction, path: Path) -> Path:
         name: getattr(result, name)
         for name in ("model", "preset", "seed", "seconds", "device", "weights_revision", "licence_notes", "warnings")
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}  # the format shares no memory
     return write_whole(Path(path), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
 
 

@@ -31,10 +31,11 @@ def _layer(textured: TexturedMesh, normal_map: bool) -> str:
     mesh = split_at_seams(textured)
     uvs = mesh.uvs * [1, -1] + [0, 1]
     low, high = mesh.positions.min(0), mesh.positions.max(0)
-    normal = _texture("normal", "normal", "normal3f", "rgb", "(2, 2, 2, 2)", "(-1, -1, -1, -1)") if normal_map else ""
-    bind = (
-        "                normal3f inputs:normal.connect = </mesh/material/normal.outputs:rgb>\n" if normal_map else ""
-    )
+    textures = _texture("base_color", "float3", "rgb", space="sRGB") + _texture("orm", "float", "r g b")
+    bind = ""
+    if normal_map:
+        textures += _texture("normal", "float3", "rgb", "(2, 2, 2, 2)", "(-1, -1, -1, -1)")
+        bind = "            normal3f inputs:normal.connect = </mesh/material/normal.outputs:rgb>\n"
     return f"""#usda 1.0
 (
     defaultPrim = "mesh"

@@ -36,6 +36,8 @@ def _fit(charts: Charts, of_point: np.ndarray, cells: int, margin: float) -> np.
     """Point positions in [0, 1]^2 at the largest scale found that fits, or None."""
     low, extent = _extent(charts.points, of_point)
     limit = (cells - 2 * margin - 2) / extent.max()
+    if limit <= 0 or len(low) * (2 * margin + 1) ** 2 > 0.8 * cells**2:  # points alone would take that much
+        return None
     points = charts.points - low[of_point]
     scale, best, fitted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0
     for _ in range(2):  # so that the footprints, margins and all, would fill most of the square

@@ -1,0 +1,174 @@
+import errno
+import json
+from dataclasses import replace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from results import result_of, similarity, textured_ball
+
+from viewmesh.errors import InputError, InvalidMesh, OptionError
+from viewmesh.export import files as files_module
+from viewmesh.export import preview
+from viewmesh.export.files import WriteError, write_whole
+from viewmesh.export.hdr import read_hdr
+from viewmesh.export.images import straight_uint8
+from viewmesh.export.metrics import chamfer, psnr
+from viewmesh.export.report import Report, measure
+from viewmesh.export.rerender import rerender
+from viewmesh.export.store import load_reconstruction, reexport, save_reconstruction
+from viewmesh.export.write import STORED, export
+from viewmesh.geometry.camera import canonical6
+from viewmesh.geometry.clean import is_watertight
+from viewmesh.render.draw import draw
+from viewmesh.views.viewset import ViewSet
+
+
+def views_of(mesh, size: int = 64) -> ViewSet:
+    cameras = canonical6(size, size)
+    drawn = draw(mesh, cameras, mesh.environment)[0]
+    images = torch.from_numpy(np.stack([straight_uint8(d) for d in drawn]))
+    return ViewSet(tuple(f"view_{i:02d}.png" for i in range(6)), images, cameras, mask_source="alpha")
+
+
+def test_a_whole_export(tmp_path, monkeypatch):
+    mesh = textured_ball()
+    steps = []
+    monkeypatch.setattr("viewmesh.export.write.turntable_bytes", lambda m: preview.turntable_bytes(m, 3, 64))
+    monkeypatch.setattr("viewmesh.export.write.thumbnail_bytes", lambda m: preview.thumbnail_bytes(m, 64))
+    written = export(
+        result_of(mesh, views=views_of(mesh)), tmp_path, ("glb", "obj", "ply", "stl", "usdz"),
+        progress=lambda stage, step, of, **_: steps.append((stage, step, of)),
+    )  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == set(written)
+    assert steps[-1] == ("export", 8, 8)
+    report = Report.model_validate_json((tmp_path / "report.json").read_text())
+    assert report.watertight
+    assert report.components == 1
+    assert report.faces == len(mesh.mesh.faces)
+    assert 0.5 < report.uv_coverage < 0.9
+    assert report.seconds["optimise"] == 1.5
+    assert report.seconds["export"] > 0
+    assert set(report.files) == set(written)
+    assert report.quality is not None
+    assert report.quality.views == 6
+    assert report.quality.psnr_db > 30  # its own renders
+    assert report.quality.mask_iou is not None
+    assert report.quality.mask_iou > 0.97
+    assert torch.allclose(read_hdr((tmp_path / "environment.hdr").read_bytes()), mesh.environment, atol=0.02)
+    picture = np.asarray(Image.open(tmp_path / "thumbnail.png"))
+    assert picture.shape[2] == 4
+    assert 0.3 < (picture[..., 3] > 127).mean() < 0.8
+    with av.open(str(tmp_path / "turntable.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 3
+        assert video.streams.video[0].codec_context.pix_fmt == "yuv420p"
+
+
+def test_files_are_y_up_in_the_inputs_scale_and_world_from_mesh_leads_back():
+    result = result_of()
+    assert torch.allclose(result.world_from_mesh @ result.mesh_from_scene, similarity())
+    turn = result.world_from_mesh[:3, :3]
+    assert torch.allclose(turn @ turn.T, torch.eye(3, dtype=torch.float64))
+    v, scene = result.output.mesh.vertices, result.mesh.mesh.vertices
+    assert torch.allclose(v[:, 1] - v[:, 1].mean(), 3 * (scene[:, 1] - scene[:, 1].mean()), atol=1e-5)
+    assert torch.equal(replace(result, world_from_scene=torch.eye(4).double()).world_from_mesh, torch.eye(4).double())
+
+
+def test_a_worse_mesh_measures_worse():
+    mesh = textured_ball()
+    views = views_of(mesh)
+    good = measure(mesh, views)
+    small = measure(mesh.transformed(torch.diag(torch.tensor([0.8, 0.8, 0.8, 1]))), views)
+    assert good is not None
+    assert small is not None
+    assert small.psnr_db < good.psnr_db - 5
+    assert small.ssim < good.ssim
+    assert small.mask_iou == pytest.approx(0.64, abs=0.05)
+    assert measure(mesh, replace(views, cameras=None)) is None
+    unmasked = measure(mesh, replace(views, mask_source="none"))
+    assert unmasked is not None
+    assert unmasked.mask_iou is None
+
+
+def test_unknown_formats_and_unsound_meshes_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="fbx"):
+        export(result_of(), tmp_path, ("fbx",))
+    mesh = textured_ball()
+    with pytest.raises(InvalidMesh):
+        export(result_of(replace(mesh, uvs=mesh.uvs + 1)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "mesh.glb"
+    write_whole(target, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files_module.os, "fsync", full)
+    with pytest.raises(WriteError, match="disk is full"):
+        write_whole(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["mesh.glb"]
+
+
+def test_a_stored_result_is_the_same_result(tmp_path):
+    result = result_of(device="cpu", weights_revision="abc")
+    again = load_reconstruction(save_reconstruction(result, tmp_path / STORED))
+    assert torch.equal(again.mesh.mesh.vertices, result.mesh.mesh.vertices)
+    assert torch.equal(again.mesh.uv_faces, result.mesh.uv_faces)
+    assert torch.equal(again.mesh.environment, result.mesh.environment)
+    assert torch.equal(again.world_from_scene, result.world_from_scene)
+    assert torch.allclose(again.mesh.material.orm, result.mesh.material.orm, atol=0.002)
+    assert replace(again, mesh=result.mesh, world_from_scene=result.world_from_scene) == replace(result, views=None)
+    twice = load_reconstruction(save_reconstruction(again, tmp_path / "twice.safetensors"))
+    assert torch.equal(twice.mesh.material.base_color, again.mesh.material.base_color)
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 100, b"\x02\0\0\0\0\0\0\0{}"])
+def test_other_files_are_not_stored_results(tmp_path, data):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        load_reconstruction(path)
+
+
+def test_reexport_keeps_shape_and_looks():
+    result = result_of(textured_ball(128))
+    few = reexport(result, target_faces=200, texture_size=256)
+    assert len(few.mesh.mesh.faces) <= 200
+    assert few.mesh.material.base_color.shape == (256, 256, 3)
+    assert is_watertight(few.mesh.mesh)
+    assert chamfer(few.mesh.mesh, result.mesh.mesh, 4000) < 0.01
+    cameras = canonical6(64, 64)
+    a, b = (draw(r.mesh, cameras, result.mesh.environment)[0] for r in (few, result))
+    both = (a[..., 3:] > 0.99) & (b[..., 3:] > 0.99)
+    assert psnr(a[..., :3] * both, b[..., :3] * both) > 28
+    assert reexport(result) is result
+
+
+def test_a_result_is_drawn_again_from_the_inputs_cameras(tmp_path):
+    mesh = textured_ball()
+    result = result_of(mesh)
+    export(result, tmp_path / "out", ("glb",), previews=False)
+    cameras = canonical6(48, 48)
+    world = cameras.moved(similarity())
+    frames = [
+        {"file_path": f"views/view_{i:02d}.png", "transform_matrix": m.tolist()}
+        for i, m in enumerate(world.world_from_camera)
+    ]
+    fl = float(cameras.fx[0])
+    (tmp_path / "transforms.json").write_text(json.dumps({"w": 48, "h": 48, "fl_x": fl, "fl_y": fl, "frames": frames}))
+    assert rerender(tmp_path / "out", tmp_path / "transforms.json", tmp_path / "again") == 6
+    direct, depth = draw(mesh, cameras, mesh.environment)
+    image = np.asarray(Image.open(tmp_path / "again" / "view_003.png")).astype(int)
+    assert np.abs(image - straight_uint8(direct[3]))[image[..., 3] == 255].mean() < 2
+    unit = json.loads((tmp_path / "again" / "depth.json").read_text())["depth_unit_scale"]
+    read = cv2.imread(str(tmp_path / "again" / "depth_003.png"), cv2.IMREAD_UNCHANGED) * unit
+    assert np.abs(read - 3 * depth[3].numpy()).max() < 0.05
+    with pytest.raises(InputError, match=STORED):
+        rerender(tmp_path, tmp_path / "transforms.json", tmp_path / "no")

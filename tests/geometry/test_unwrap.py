@@ -1,0 +1,139 @@
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from solids import ball, bumpy, cube, spiral, together, torus
+
+from viewmesh.geometry import unwrap as module
+from viewmesh.geometry.mesh import Mesh
+from viewmesh.geometry.simplify import simplify
+from viewmesh.geometry.texels import texels_inside
+from viewmesh.geometry.unwrap import unwrap
+
+SIZE = 256
+MESHES = {
+    "cube": cube,
+    "bumpy": lambda: bumpy(3),
+    "torus": lambda: simplify(torus(), 800),
+    "spiral": spiral,
+    "together": lambda: together(cube(), ball(1), spiral()),
+}
+
+
+def corners_of(mesh, atlas) -> torch.Tensor:
+    """(F, 3, 2) float64 texels, v up."""
+    uv = atlas.uvs.double()
+    assert float(uv.min()) >= 0
+    assert float(uv.max()) <= 1
+    assert torch.equal(atlas.vertex_of_uv[atlas.uv_faces], mesh.faces)
+    return (uv * torch.tensor([1.0, -1]) + torch.tensor([0.0, 1]))[atlas.uv_faces] * SIZE
+
+
+def areas(corners: torch.Tensor) -> torch.Tensor:
+    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2
+
+
+def check(mesh, atlas, allowed_double=0.0):
+    corners = corners_of(mesh, atlas)
+    assert float(areas(corners).min()) > 0
+    _, x, y, _ = texels_inside(corners, margin=0.05)
+    texels, times = np.unique((y * SIZE + x).numpy(), return_counts=True)
+    assert (times > 1).sum() <= allowed_double * len(texels)
+    return corners
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["xatlas", "fallback"])
+@pytest.mark.parametrize("name", MESHES)
+def test_every_face_has_its_own_texels(name, fallback):
+    mesh = MESHES[name]()
+    atlas = unwrap(mesh, SIZE, fallback_only=fallback)
+    # charts are checked for overlap on a texel grid before they are packed: a texel in a thousand may still differ
+    corners = check(mesh, atlas, allowed_double=0.002)
+    assert float(areas(corners).sum()) > (0.12 if name == "spiral" else 0.25) * SIZE**2
+
+
+def test_charts_keep_their_distance():
+    mesh = bumpy(3)
+    atlas = unwrap(mesh, SIZE, padding=4, fallback_only=True)
+    chart = torch.from_numpy(_chart_labels(atlas))
+    face, x, y, _ = texels_inside(corners_of(mesh, atlas))
+    owner = torch.full((SIZE, SIZE), -1)
+    owner[y, x] = chart[face]
+    for dy, dx in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (1, -1), (0, 3), (3, 0)]:
+        here, there = owner[: SIZE - dy], owner[dy:]
+        here, there = (
+            (here[:, :-dx], there[:, dx:]) if dx > 0 else (here, there) if dx == 0 else (here[:, 1:], there[:, :-1])
+        )
+        touching = (here >= 0) & (there >= 0) & (here != there)
+        assert not bool(touching.any())
+
+
+def _chart_labels(atlas):
+    from viewmesh.geometry.clean import components
+
+    return components(Mesh(torch.cat([atlas.uvs, atlas.uvs[:, :1]], 1), atlas.uv_faces)).numpy()
+
+
+def test_degenerate_faces_get_texels_too():
+    m = cube()
+    flat = torch.tensor([[0, 0, 1], [2, 2, 2], [0, 1, 0]])
+    mesh = Mesh(m.vertices, torch.cat([m.faces, flat]))
+    check(mesh, unwrap(mesh, SIZE))
+    check(mesh, unwrap(mesh, SIZE, fallback_only=True))
+
+
+def test_more_charts_than_a_small_texture_holds_with_padding():
+    soup = bumpy(3)
+    soup = Mesh(soup.vertices[soup.faces].reshape(-1, 3), torch.arange(3 * len(soup.faces)).reshape(-1, 3))
+    atlas = unwrap(soup, 64, padding=8, fallback_only=True)
+    uv = atlas.uvs.double()[atlas.uv_faces] * torch.tensor([1.0, -1])
+    assert float(areas(uv).min()) > 0
+
+
+def test_large_meshes_are_cut_into_parts_and_put_together(monkeypatch):
+    monkeypatch.setattr(module, "PART_FACES", 300)
+    mesh = bumpy(3)
+    assert len(module._spatial_parts(mesh.vertices[mesh.faces].mean(1).numpy())) >= 4
+    check(mesh, unwrap(mesh, SIZE), allowed_double=0.002)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        subprocess.CalledProcessError(-11, "xatlas"),
+        subprocess.TimeoutExpired("xatlas", 1),
+        OSError("no memory for a process"),
+    ],
+    ids=["crash", "time", "no process"],
+)
+def test_a_crash_of_xatlas_costs_only_its_charts(monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(module.subprocess, "run", fail)
+    mesh = bumpy(3)
+    atlas = unwrap(mesh, SIZE)
+    check(mesh, atlas, allowed_double=0.002)
+    assert torch.equal(atlas.uvs, unwrap(mesh, SIZE, fallback_only=True).uvs)
+
+
+def test_no_time_means_our_own_charts():
+    mesh = bumpy(2)
+    assert torch.equal(unwrap(mesh, SIZE, timeout_s=0).uvs, unwrap(mesh, SIZE, fallback_only=True).uvs)
+
+
+def test_same_mesh_same_atlas():
+    a, b = unwrap(bumpy(3), SIZE), unwrap(bumpy(3), SIZE)
+    assert torch.equal(a.uvs, b.uvs)
+    assert torch.equal(a.uv_faces, b.uv_faces)
+
+
+def test_scale_is_even_over_the_surface():
+    mesh = bumpy(3)
+    corners = corners_of(mesh, unwrap(mesh, SIZE))
+    p = mesh.vertices.double()[mesh.faces]
+    true = torch.linalg.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]).norm(dim=-1) / 2
+    density = areas(corners) / true
+    assert float(density.quantile(0.95) / density.quantile(0.05)) < 3
