@@ -224,6 +224,19 @@ def test_cameras_of_the_stored_pixels_leave_the_photo_as_stored(tmp_path, poses)
     torch.testing.assert_close(load_views(tmp_path, AUTO).images, plain.images)
 
 
+def test_a_view_that_contradicts_the_others_is_named(tmp_path):
+    synthetic.write_views(tmp_path, synthetic.around(10), masks=True, alpha=False)
+    wrong = np.zeros((48, 64), np.uint8)
+    wrong[:6, :6] = 255
+    Image.fromarray(wrong).save(tmp_path / "masks/mask_04.png")
+    views = load_views(tmp_path, AUTO)
+    assert len(views) == 10
+    assert views.warnings == (
+        "views/view_04.png: its mask contradicts the other views'; check its mask and its camera.",
+    )
+    assert object_in_scene(views).abs().max() < 0.5
+
+
 def test_a_phones_jpeg_with_a_gain_map_is_its_first_picture(tmp_path, poses):
     synthetic.write_views(tmp_path, poses, masks=True, alpha=False)
     plain = load_views(tmp_path, AUTO)

@@ -66,15 +66,14 @@ def test_one_bad_view_is_left_out_and_named():
     clean = object_under(normalise(cameras, masks).world_from_scene)
     masks[4] = 0
     masks[4, :6, :6] = 1
-    found = normalise(cameras, masks, names=tuple(f"v{i}.png" for i in range(10)))
-    assert len(found.warnings) == 1
-    assert found.warnings[0].startswith("v4.png: its mask disagrees")
+    found = normalise(cameras, masks)
+    assert found.disagreeing == (4,)
     assert (object_under(found.world_from_scene) - clean).abs().max() < 0.06
 
 
 def test_good_views_are_not_left_out():
     for n in (4, 6, 12):
-        assert normalise(*scene(n)).warnings == ()
+        assert normalise(*scene(n)).disagreeing == ()
 
 
 def test_nothing_below_the_floor_counts():

@@ -105,6 +105,26 @@ def test_pixels_are_undistorted_as_images_are():
     np.testing.assert_allclose(back, np.stack([columns, rows], -1).reshape(-1, 2), atol=0.01)
 
 
+def test_a_wrongly_posed_view_is_left_out(monkeypatch, tmp_path):
+    poses = synthetic.ring(8)
+    wrong = poses.copy()
+    wrong[3, :3, :3] = poses[3, :3, :3] @ np.array([[0, -1.0, 0], [1, 0, 0], [0, 0, 1]])  # rolled by a quarter turn
+    wrong[3, :3, 3] += 0.35 * poses[3, :3, 0]
+    synthetic.write_views(tmp_path, poses, cameras=None)
+
+    def pose(photos, *_):
+        lens = Lens(80.0, 80.0, 32.0, 24.0, 64, 48)
+        posed = [replace(p, lens=lens, world_from_camera=m) for p, m in zip(photos, wrong, strict=True)]
+        return posing.Posed(posed, np.zeros((0, 3)), np.zeros((0, 2), int), np.zeros((0, 2)), ())
+
+    monkeypatch.setattr("viewmesh.views.load.pose", pose)
+    views = load_views(tmp_path, ViewRules())
+    assert len(views) == 7
+    assert views.warnings == (
+        "views/view_03.png: its mask contradicts the other views'; it is left out, its pose is probably wrong.",
+    )
+
+
 def test_photos_alone_become_posed_masked_views(tmp_path):
     poses = synthetic.ring(10, height=0.9, distance=2.0)[:7]
     (tmp_path / "images").mkdir()

@@ -7,8 +7,9 @@ from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.hull import voxel_centers
 
 GRID = 40
-CONTENT = 0.75  # masks filled to this degree by the hull are consistent enough
-GAIN = 0.15  # how much fuller the other masks must get when a view is left out, for it to be the culprit
+# Thin parts fall between the voxels of the grid, so that even good masks are not filled to 1: leaving out the culprit
+# must fill the others' masks by this much more, in itself and of what they lack.
+LEAST_GAIN, RELATIVE_GAIN = 0.02, 0.3
 
 
 def disagreeing_views(cameras: Cameras, masks: Tensor, bounds: Tensor) -> list[int]:
@@ -23,15 +24,23 @@ def disagreeing_views(cameras: Cameras, masks: Tensor, bounds: Tensor) -> list[i
     points = voxel_centers(GRID, bounds)
     cells, blocked = _looked_up(cameras.resized(*small.shape[-2:]), small, points)
     left_out: list[int] = []
-    fill = _fill(small, cells, blocked, left_out)
-    while fill < CONTENT and len(left_out) < len(cameras) // 5 + (len(cameras) < 5):
-        others = [n for n in range(len(cameras)) if n not in left_out]
-        fills = {n: _fill(small, cells, blocked, [*left_out, n]) for n in others}
-        best = max(fills, key=lambda n: fills[n])
-        if fills[best] < fill + GAIN:
+    kept = list(range(len(cameras)))
+    while len(left_out) < max(1, len(cameras) // 5):
+        against = blocked[kept].sum(0, dtype=torch.int32)  # (P,) how many views rule the voxel out
+        near = against <= 1  # the rest stays ruled out whichever view is left out
+        hits, only, solid = cells[:, near], blocked[:, near], against[near] == 0
+        filled = _filled(small, hits, solid)
+        gains = {}
+        for n in kept:
+            others = [k for k in kept if k != n]
+            before = float(filled[others].mean())
+            after = float(_filled(small, hits, solid | only[n])[others].mean())
+            gains[n] = after - before - max(LEAST_GAIN, RELATIVE_GAIN * (1 - before))
+        worst = max(gains, key=lambda n: gains[n])
+        if gains[worst] <= 0:
             break
-        left_out.append(best)
-        fill = fills[best]
+        left_out.append(worst)
+        kept.remove(worst)
     return sorted(left_out)
 
 
@@ -54,16 +63,12 @@ def _looked_up(cameras: Cameras, masks: Tensor, points: Tensor) -> tuple[Tensor,
     return cells, seen & ~inside
 
 
-def _fill(masks: Tensor, cells: Tensor, blocked: Tensor, left_out: list[int]) -> float:
-    """The mean share of each kept mask that the hull of the kept views covers."""
-    kept = [n for n in range(len(masks)) if n not in left_out]
-    solid = ~blocked[kept].any(0)
-    shares = []
-    for n in kept:
-        hit = cells[n][solid & (cells[n] >= 0)].unique()
-        covered = torch.zeros(masks[n].numel(), dtype=torch.bool)
-        covered[hit] = True
-        mask = masks[n].reshape(-1)
-        if mask.any():
-            shares.append(float((covered & mask).sum() / mask.sum()))
-    return sum(shares) / len(shares) if shares else 0.0
+def _filled(masks: Tensor, cells: Tensor, solid: Tensor) -> Tensor:
+    """(N,) the share of each mask that the solid voxels (P,) bool cover; 1 for an empty mask."""
+    N, H, W = masks.shape
+    covered = torch.zeros(N, H * W + 1, dtype=torch.bool)  # the last column takes the points out of view
+    hits = cells[:, solid]
+    covered.scatter_(1, torch.where(hits < 0, H * W, hits), True)
+    inside = masks.reshape(N, -1)
+    count = inside.sum(1)
+    return torch.where(count > 0, (covered[:, :-1] & inside).sum(1) / count.clamp(min=1), 1.0)

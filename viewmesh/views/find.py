@@ -29,7 +29,7 @@ def find_files(folder: Path) -> Files:
     """Looks at the folder, or at the one folder in it if there is nothing else. Raises InputError."""
     root = _innermost(folder)
     camera_file = next((name for name in CAMERA_FILES if (root / name).is_file()), None)
-    views = _views(root)
+    views = _views(root, camera_file is not None)
     if not views and camera_file is None:
         raise InputError(
             "no photos are in the folder; put PNG, JPEG or WebP files into views/, or add a cameras.json that "
@@ -107,11 +107,12 @@ def shown(text: str) -> str:
     return printable if len(printable) <= 100 else printable[:97] + "..."
 
 
-def _views(root: Path) -> tuple[str, ...]:
+def _views(root: Path, listed: bool) -> tuple[str, ...]:
+    """The photos in views/ or images/; else in the root, unless a camera file lists the photos among other images."""
     for name in VIEW_FOLDERS:
         if (root / name).is_dir():
             return _images_in(root, name)
-    return _images_in(root, ".")
+    return () if listed else _images_in(root, ".")
 
 
 def _images_in(root: Path, name: str) -> tuple[str, ...]:

@@ -251,14 +251,32 @@ def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:
     assert views.cameras is not None
     masks = None if views.mask_source == "none" else views.images[..., 3].float() / 255
     found = normalise(
-        views.cameras, masks, up=rules.up, depths=views.depths, aabb=hints.aabb, up_direction=hints.up,
-        floor=hints.floor, points=None if hints.sparse is None else torch.from_numpy(hints.sparse.points),
-        names=views.names,
-    )  # fmt: skip
+        views.cameras,
+        masks,
+        up=rules.up,
+        depths=views.depths,
+        aabb=hints.aabb,
+        up_direction=hints.up,
+        floor=hints.floor,
+        points=None if hints.sparse is None else torch.from_numpy(hints.sparse.points),
+    )
     moved = views.moved(torch.linalg.inv(found.world_from_scene))
-    moved = replace(moved, world_from_scene=found.world_from_scene, warnings=views.warnings + found.warnings)
+    moved = replace(moved, world_from_scene=found.world_from_scene)
+    moved = _without_contradictions(moved, found.disagreeing)
     check_depths(moved)
     return moved
+
+
+def _without_contradictions(views: ViewSet, disagreeing: tuple[int, ...]) -> ViewSet:
+    """Views whose masks contradict the others' are named; with estimated poses, likely the culprits, they also go."""
+    if not disagreeing:
+        return views
+    estimated = views.camera_source == "sfm"
+    end = "it is left out, its pose is probably wrong." if estimated else "check its mask and its camera."
+    named = tuple(f"{views.names[i]}: its mask contradicts the other views'; {end}" for i in disagreeing)
+    if estimated:
+        views = views.select([i for i in range(len(views)) if i not in disagreeing])
+    return replace(views, warnings=views.warnings + named)
 
 
 def _cameras(photos: list[Photo]) -> Cameras:

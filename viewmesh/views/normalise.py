@@ -28,8 +28,10 @@ MASK_SIDE = 160  # masks are looked at no finer than this: bounds to about half 
 
 @dataclass(frozen=True)
 class Normalisation:
+    """disagreeing: indices of the views whose masks contradict the others'; they had no say."""
+
     world_from_scene: Tensor  # (4, 4) float64
-    warnings: tuple[str, ...] = ()
+    disagreeing: tuple[int, ...] = ()
 
 
 def normalise(
@@ -42,7 +44,6 @@ def normalise(
     up_direction: Tensor | None = None,
     floor: Tensor | None = None,
     points: Tensor | None = None,
-    names: tuple[str, ...] = (),
 ) -> Normalisation:
     """The scene frame of posed views, from the first of these that is given: masks, depths, points, aabb, the cameras.
 
@@ -53,16 +54,11 @@ def normalise(
     """
     turn = rotation_to_y(up_of(cameras, up, up_direction))
     turned = cameras.moved(turn)
-    warnings: tuple[str, ...] = ()
+    bad: list[int] = []
     if floor is not None:
         floor = torch.cat([turn[:3, :3] @ floor[:3].double(), floor[3:].double()])
     if masks is not None:
         bounds, bad = hull_bounds(turned, masks, floor)
-        warnings = tuple(
-            f"{names[i] if i < len(names) else f'view {i}'}: its mask disagrees with the other views'; "
-            "it was not used to find the object's size."
-            for i in bad
-        )
     elif depths is not None and bool((depths > 0).any()):
         bounds = _depth_bounds(turned, depths)
     else:
@@ -73,7 +69,7 @@ def normalise(
     turned_from_scene = torch.eye(4, dtype=torch.float64)
     turned_from_scene[:3, :3] *= size / LONGEST_SIDE
     turned_from_scene[:3, 3] = center
-    return Normalisation(torch.linalg.inv(turn) @ turned_from_scene, warnings)
+    return Normalisation(torch.linalg.inv(turn) @ turned_from_scene, tuple(bad))
 
 
 def up_of(cameras: Cameras, rule: UpAxis, direction: Tensor | None = None) -> Tensor:
