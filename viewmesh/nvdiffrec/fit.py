@@ -40,6 +40,7 @@ from viewmesh.views.viewset import ViewSet
 Phase = Literal["shape", "unwrap", "texture", "done"]
 Metrics = dict[str, float]
 FORMAT = 1  # of the saved state
+REPORT_EVERY = 10  # steps between two calls of progress
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,15 @@ def advance(
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     work, metrics, made = _Work(state), {}, 0
-    while not work.state.done:
+    last = False
+    while not work.state.done and not last:
         check(cancelled)
-        metrics = work.step()
+        last = made + 1 == steps or (deadline is not None and time.monotonic() >= deadline)
+        report = last or work.state.steps_done % REPORT_EVERY == 0 or work.state.steps_done == work.state.steps - 1
+        metrics = work.step(report) or metrics
         made += 1
-        progress(work.stage, work.state.steps_done, work.state.steps, **metrics)
-        if made == steps or (deadline is not None and time.monotonic() >= deadline):
-            break
+        if report:
+            progress(work.stage, work.state.steps_done, work.state.steps, **metrics)
     return work.state, metrics
 
 
@@ -141,11 +144,11 @@ class _Work:
         self.shape = None if state.band is None else state.problem.shape.focused(state.band)
         self.topology = None
 
-    def step(self) -> Metrics:
+    def step(self, report: bool) -> Metrics:
         self.stage = self.state.phase
-        return {"shape": self._shape, "unwrap": self._unwrap, "texture": self._texture}[self.state.phase]()
+        return {"shape": self._shape, "unwrap": self._unwrap, "texture": self._texture}[self.state.phase](report)
 
-    def _shape(self) -> Metrics:
+    def _shape(self, report: bool) -> Metrics:
         state, problem = self.state, self.state.problem
         if state.step % BAND_EVERY == 0 or self.shape is None:
             state = replace(state, band=problem.shape.band(state.variables["sdf"]))
@@ -153,21 +156,22 @@ class _Work:
         preset = problem.preset
         random, index = _draw(state, preset.shape_batch)
         moments, metrics = shape_step(
-            problem, self.shape, state.variables, state.moments, index, random, state.step / preset.shape_steps
-        )
+            problem, self.shape, state.variables, state.moments, index, random, state.step / preset.shape_steps,
+            report=report,
+        )  # fmt: skip
         self.state = replace(state, moments=moments, step=state.step + 1)
         if self.state.step == preset.shape_steps:
             self.state = replace(self.state, phase="unwrap", step=0, band=None)
         return metrics
 
-    def _unwrap(self) -> Metrics:
+    def _unwrap(self, report: bool) -> Metrics:
         surface, variables = from_shape(self.state.problem, self.state.variables)
         self.state = replace(
             self.state, phase="texture", step=0, variables=variables, moments=zero_moments(variables), surface=surface
         )
         return {"faces": float(len(surface.faces))}
 
-    def _texture(self) -> Metrics:
+    def _texture(self, report: bool) -> Metrics:
         state, preset = self.state, self.state.problem.preset
         assert state.surface is not None
         if self.topology is None:
@@ -175,7 +179,7 @@ class _Work:
         random, index = _draw(state, preset.texture_batch)
         moments, metrics = texture_step(
             state.problem, state.surface, self.topology, state.variables, state.moments, index, random,
-            state.step / preset.texture_steps,
+            state.step / preset.texture_steps, report=report,
         )  # fmt: skip
         self.state = replace(state, moments=moments, step=state.step + 1)
         if self.state.step == preset.texture_steps:
@@ -194,7 +198,7 @@ def _draw(state: State, batch: int) -> tuple[torch.Generator, Tensor]:
     ]
     first = int(positions[0]) // count
     index = torch.stack([order[int(p) // count - first][int(p) % count] for p in positions])
-    random = torch.Generator().manual_seed((state.seed * 6364136223846793005 + 2 * state.step + phase) % 2**63)
+    random = torch.Generator(state.problem.device).manual_seed((state.seed * 6364136223846793005 + 2 * state.step + phase) % 2**63)
     return random, index
 
 

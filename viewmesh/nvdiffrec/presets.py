@@ -48,7 +48,7 @@ class Preset:
     sdf_smooth: tuple[float, float] = (0.02, 0.005)  # first, last: squared Laplacian of the field near the surface
     normal_smooth: float = 0.0
     flexi_developable: float = 0.25
-    flexi_weights: float = 0.1
+    flexi_weights: float = 0.02
     material_smooth: float = 0.01
     light_white: float = 0.005
     laplacian: float = 20.0  # relative umbrella Laplacian of vertex offsets, in units of the mean edge squared

@@ -111,10 +111,10 @@ class FlexiShape:
         return self
 
     def surface(self, variables: Variables) -> tuple[Tensor, Tensor, Tensor]:
-        """Vertices (V, 3), faces (F, 3) and L_dev in cells; a lattice vertex moves by at most 0.45 of a cell."""
+        """Vertices (V, 3), faces (F, 3) and L_dev in scene units; a lattice vertex moves by at most 0.45 of a cell."""
         positions = self.vertices + 0.45 * self.cell * torch.tanh(variables["deform"])
         mesh = extract(self.grid, positions, variables["sdf"], variables["weights"], split="four")
-        return mesh.vertices, mesh.faces, mesh.l_dev / self.cell
+        return mesh.vertices, mesh.faces, mesh.l_dev
 
     def final(self, variables: Variables) -> tuple[Tensor, Tensor]:
         """The surface as it leaves the pass: two triangles a quad."""

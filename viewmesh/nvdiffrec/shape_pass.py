@@ -37,9 +37,20 @@ def rates(problem: Problem, decay: float) -> dict[str, float]:
 
 
 def shape_step(
-    problem: Problem, shape: Shape, variables: Variables, moments: Moments, index: Tensor, random: torch.Generator, t: float
+    problem: Problem,
+    shape: Shape,
+    variables: Variables,
+    moments: Moments,
+    index: Tensor,
+    random: torch.Generator,
+    t: float,
+    *,
+    report: bool = True,
 ) -> tuple[Moments, dict[str, float]]:
-    """One update in place; t in [0, 1) is how far the pass has come. An empty surface re-seeds the field instead."""
+    """One update in place; t in [0, 1) is how far the pass has come. An empty surface re-seeds the field instead.
+
+    report: whether the metrics are wanted; on a GPU they cost a wait for it.
+    """
     leaves = {name: v.detach().requires_grad_() for name, v in variables.items()}
     vertices, faces, developable = shape.surface(leaves)
     if len(faces) == 0:
@@ -57,7 +68,7 @@ def shape_step(
     )
     with torch.no_grad():
         variables["light"].clamp_(min=0)
-    return moments, metrics(loss, image, batch, len(faces))
+    return moments, metrics(loss, image, batch, len(faces)) if report else {}
 
 
 def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generator) -> tuple[Tensor, Picture]:
@@ -67,7 +78,7 @@ def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generato
 
     def material(samples: Samples) -> Tensor:
         base_color, orm = material_at(leaves, samples.points, HALF)
-        near = samples.points.detach() + 0.01 * torch.randn(samples.points.shape, generator=random).to(device)
+        near = samples.points.detach() + 0.01 * torch.randn(samples.points.shape, generator=random, device=device)
         other, other_orm = material_at(leaves, near, HALF)
         extra.append((base_color - other).abs().mean() + (orm - other_orm).abs().mean())
         normals = face_viewer(samples.normals, samples.normals, samples.view)
@@ -84,7 +95,7 @@ def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generato
 def image_loss(problem: Problem, leaves, image: Picture, batch: Batch, random: torch.Generator) -> Tensor:
     """Colour over one random background a view, coverage, depth: what both passes compare."""
     preset = problem.preset
-    background = torch.rand(len(batch.color), 1, 1, 3, generator=random).to(problem.device)
+    background = torch.rand(len(batch.color), 1, 1, 3, generator=random, device=problem.device)
     color = exposed(leaves, image.color, batch)
     loss = losses.log_srgb_l1(
         losses.over(color, image.alpha.clamp(0, 1), background), losses.over(batch.color, batch.alpha, background)
@@ -97,8 +108,9 @@ def image_loss(problem: Problem, leaves, image: Picture, batch: Batch, random: t
 
 @torch.no_grad()
 def metrics(loss: Tensor, image: Picture, batch: Batch, faces: int) -> dict[str, float]:
-    ours = linear_to_srgb(losses.over(image.color, image.alpha, torch.ones(3)).clamp(0, 1))
-    theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, torch.ones(3)).clamp(0, 1))
+    white = torch.ones(3, device=image.color.device)
+    ours = linear_to_srgb(losses.over(image.color, image.alpha, white).clamp(0, 1))
+    theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, white).clamp(0, 1))
     return {"loss": float(loss), "psnr": float(losses.psnr(ours, theirs)), "faces": float(faces)}
 
 

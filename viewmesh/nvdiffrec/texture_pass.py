@@ -35,8 +35,10 @@ def texture_step(
     index: Tensor,
     random: torch.Generator,
     t: float,
+    *,
+    report: bool = True,
 ) -> tuple[Moments, dict[str, float]]:
-    """One update in place; t in [0, 1) is how far the pass has come."""
+    """One update in place; t in [0, 1) is how far the pass has come; report as in `shape_step`."""
     leaves = {name: v.detach().requires_grad_() for name, v in variables.items()}
     batch = problem.texture_targets.batch(index)
     loss, image = _loss(problem, surface, topology, leaves, batch, random, t)
@@ -44,7 +46,7 @@ def texture_step(
     decay = problem.preset.final_rate**t
     moments = adam(variables, dict(zip(leaves, gradients, strict=True)), moments, rates(problem, decay))
     project(variables)
-    return moments, metrics(loss, image, batch, len(surface.faces))
+    return moments, metrics(loss, image, batch, len(surface.faces)) if report else {}
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def _loss(
         uv, _ = raster.interpolate(surface.uvs, samples.rast, surface.uv_faces)
         values = raster.texture(maps, uv, boundary="clamp")
         base_color, orm, bump = values.split(3, dim=-1)
-        jitter = torch.randn(uv.shape, generator=random).to(device) * (2.0 / preset.texture_size)
+        jitter = torch.randn(uv.shape, generator=random, device=device) * (2.0 / preset.texture_size)
         other = raster.texture(maps, uv.detach() + jitter, boundary="clamp")
         extra.append((values - other)[..., :6].abs().mean())
         if preset.normal_map:
