@@ -24,12 +24,11 @@ def pack(charts: Charts, size: int, padding: int) -> np.ndarray:
     """
     points, of_point = _upright(charts)
     cells, margin = min(size, CELLS), padding / 2 * min(size, CELLS) / size
-    for _ in range(12):
+    while True:
         placed = _fit(Charts(points, charts.faces, charts.chart, charts.vertex), of_point, cells, margin)
         if placed is not None:
             return placed
-        cells, margin = (cells, margin / 2) if cells >= 2 * CELLS else (cells * 2, margin)
-    raise AssertionError("more charts than cells of a grid that was grown for them")
+        cells, margin = (cells, margin / 2) if margin > 0.5 else (cells * 2, margin)
 
 
 def _fit(charts: Charts, of_point: np.ndarray, cells: int, margin: float) -> np.ndarray | None:
