@@ -33,7 +33,7 @@ AFFINITY = {
     max_ongoing_requests=1,
     max_queued_requests=-1,
     graceful_shutdown_timeout_s=60,
-    health_check_period_s=5,
+    health_check_period_s=3,
     ray_actor_options={"num_gpus": 1},
     request_router_config=AFFINITY,
 )

@@ -49,7 +49,7 @@ class Worker:
     async def run(self, work: Work, *, on_memory: Callable[[], None] = lambda: None) -> AsyncGenerator[Message, None]:
         """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed."""
         if self.poisoned:
-            yield Failed("device_lost", f"The device of this worker is unusable: {self.poisoned}", retry=True)
+            yield Failed("worker_unfit", "The worker is about to be replaced.", retry=True)
             return
         # A generator that is left does not close the ones inside it; without aclosing their threads would work on.
         async with self._turn, aclosing(self._run(work, on_memory)) as messages:

@@ -192,10 +192,14 @@ class Calls:
                     return message.value
                 if not message.retry:
                     return {"failed": message.json()}
-                losses = 1 if progressed else losses + 1
-                device_losses += message.code == "device_lost"
-                if device_losses >= MAX_DEVICE_LOSSES or losses >= MAX_LOSSES:
-                    return {"failed": message.json()}
+                if message.code == "worker_unfit":  # nothing was tried: wait for its successor
+                    if time.monotonic() - started > MAX_WAIT_S:
+                        return {"failed": message.json()}
+                else:
+                    losses = 1 if progressed else losses + 1
+                    device_losses += message.code == "device_lost"
+                    if device_losses >= MAX_DEVICE_LOSSES or losses >= MAX_LOSSES:
+                        return {"failed": message.json()}
             if not await self._wanted(job["id"]):
                 return _failed("cancelled", "The job was cancelled.")
             await asyncio.sleep(pause)

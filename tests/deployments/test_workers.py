@@ -75,7 +75,7 @@ async def test_a_poisoned_device_makes_the_replica_unhealthy_and_takes_no_more_w
     with pytest.raises(Unhealthy, match="device-side assert"):
         worker.check_health()
     (refused,) = await all_of(worker.run(lambda p, c: {}))
-    assert (refused.code, refused.retry) == ("device_lost", True)
+    assert (refused.code, refused.retry) == ("worker_unfit", True)
 
 
 async def test_a_stalled_replica_is_unhealthy_and_an_idle_one_is_not():

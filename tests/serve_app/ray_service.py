@@ -143,8 +143,9 @@ class RayService:
         change(config)
         self.file.write_text(yaml.safe_dump(config, sort_keys=False))
         serve = str(Path(sys.executable).parent / "serve")
+        command = [serve, "deploy", "-a", self.dashboard(), str(self.file)]
         subprocess.run(
-            [serve, "deploy", "-a", self.dashboard(), str(self.file)], check=True, capture_output=True, timeout=60
+            command, check=True, capture_output=True, timeout=60, env={**os.environ, "RAY_AUTH_MODE": "token"}
         )
 
     def dashboard(self) -> str:

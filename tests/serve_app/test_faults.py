@@ -1,0 +1,131 @@
+"""What breaks while jobs run, and that nobody notices but the clock.
+
+Each fault ends with the job succeeded, its artifacts matching their sha256 and the event stream without gap or repeat.
+"""
+
+import os
+import signal
+import time
+
+import pytest
+from ray_service import RayService, deployment
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with RayService(tmp_path_factory.mktemp("faults")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service):
+    with service.client() as made:
+        yield made
+
+
+def test_the_optimiser_dies_in_the_middle_of_a_slice(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=10, steps=100, scratch=str(tmp_path))
+    follower = service.follow(client, job_id)
+    service.await_step(client, job_id, 25)
+    killed = time.monotonic()
+    service.kill("Nvdiffrec")
+    service.await_step(client, job_id, client.get(job_id).step + 1)
+    resumed = time.monotonic() - killed
+    service.assert_whole(client, job_id, follower.all())
+    assert client.get(job_id).resumes >= 1
+    made = [int(line.split()[1]) for line in (tmp_path / "step").read_text().splitlines()]
+    assert len(made) - len(set(made)) <= 20  # at most a slice of a second, and the half step, is done twice
+    assert resumed <= 20
+
+
+def test_the_conductor_dies(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=12, steps=120)
+    queued = service.submit(client, tmp_path, optimise_s=0.2)
+    follower = service.follow(client, job_id)
+    service.await_step(client, job_id, 20)
+    killed = time.monotonic()
+    service.kill("Conductor")
+    service.await_step(client, job_id, client.get(job_id).step + 1)
+    assert time.monotonic() - killed <= 20
+    service.assert_whole(client, job_id, follower.all())
+    service.assert_whole(client, queued)
+
+
+def test_the_router_dies_under_an_event_stream(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=10, steps=100)
+    follower = service.follow(client, job_id)
+    service.await_step(client, job_id, 20)
+    service.kill("Router")
+    service.assert_whole(client, job_id, follower.all())
+
+
+def test_a_lost_device_is_replaced(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=4, fail="device_lost", times=1, scratch=str(tmp_path))
+    before = service.pids("Nvdiffrec")
+    service.assert_whole(client, job_id)
+    assert service.pids("Nvdiffrec") != before
+
+
+def test_a_job_that_loses_every_device_fails_and_the_next_one_does_not(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=0.5, fail="device_lost")
+    assert client.wait(job_id).error.code == "device_lost"
+    service.assert_whole(client, service.submit(client, tmp_path))
+
+
+def test_a_changed_user_config_restarts_nothing(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=8, steps=80)
+    follower = service.follow(client, job_id)
+    service.await_step(client, job_id, 10)
+    before = service.pids("Nvdiffrec")
+    service.deploy(lambda c: deployment(c, "Nvdiffrec")["user_config"].update(slice_s=0.5))
+    service.await_running()
+    service.assert_whole(client, job_id, follower.all())
+    assert service.pids("Nvdiffrec") == before
+    assert client.get(job_id).resumes == 0
+
+
+def test_changed_args_restart_everything_and_lose_nothing(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=25, steps=250)
+    waiting = service.submit(client, tmp_path, optimise_s=0.2)
+    follower = service.follow(client, job_id)
+    service.await_step(client, job_id, 10)
+    before = service.pids("Nvdiffrec")
+    service.deploy(lambda c: c["applications"][0]["args"].update(retention_s=3600))
+    service.await_running()
+    service.assert_whole(client, job_id, follower.all(150))
+    service.assert_whole(client, waiting)
+    assert service.pids("Nvdiffrec") != before
+
+
+def test_bad_args_leave_the_running_version_in_place(service, client, tmp_path):
+    service.deploy(lambda c: c["applications"][0]["args"].update(nonsense=1))
+    until = time.monotonic() + 30
+    while service.status()["status"] != "DEPLOY_FAILED" and time.monotonic() < until:
+        time.sleep(0.3)
+    service.assert_whole(client, service.submit(client, tmp_path))
+    service.deploy(lambda c: c["applications"][0]["args"].pop("nonsense"))
+    service.await_running()
+
+
+def test_the_whole_service_stops_and_starts_with_jobs_queued_and_running(service, client, tmp_path):
+    running = service.submit(client, tmp_path, optimise_s=15, steps=150)
+    waiting = [service.submit(client, tmp_path, optimise_s=0.3) for _ in range(3)]
+    service.await_step(client, running, 20)
+    step = client.get(running).step
+    service.stop()
+    service.start()
+    assert client.get(running).step >= step
+    for job_id in (running, *waiting):
+        service.assert_whole(client, job_id)
+
+
+def test_the_machine_is_switched_off_and_on(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=10, steps=100)
+    service.await_step(client, job_id, 20)
+    for pid, _ in service.processes():
+        os.kill(pid, signal.SIGKILL)
+    service.child.wait()
+    service.start()
+    service.assert_whole(client, job_id)
