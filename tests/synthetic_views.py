@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viewmesh.geometry.camera import fibonacci_sphere, look_at
+from viewmesh.geometry.camera import Cameras, fibonacci_sphere, look_at
+from viewmesh.views.viewset import ViewSet
 
 BALL_CENTER, BALL_RADIUS = np.array([0.12, 0.1, 0.05]), 0.28
 BOX_LOW, BOX_HIGH = np.array([-0.35, -0.3, -0.2]), np.array([0.3, -0.1, 0.25])
@@ -115,6 +116,31 @@ def write_views(
     if cameras is not None:
         (folder / cameras).write_text(json.dumps(top))
     return top
+
+
+def viewset(poses: np.ndarray, *, size: int = 64, f: float = 96.0, depth: bool = False) -> ViewSet:
+    """The views as a ViewSet in memory, in the object's own frame, which already fits a scene."""
+    images, depths = zip(*(render(pose, f, size, size) for pose in poses), strict=True)
+    n = len(poses)
+    focal, centre = (torch.full((n,), v, dtype=torch.float64) for v in (f, size / 2))
+    return ViewSet(
+        names=tuple(f"views/view_{i:02d}.png" for i in range(n)),
+        images=torch.from_numpy(np.stack(images)),
+        cameras=Cameras(torch.from_numpy(poses), focal, focal.clone(), centre, centre.clone(), size, size),
+        depths=torch.from_numpy(np.stack(depths)).float() if depth else None,
+        camera_source="file",
+        mask_source="alpha",
+    )
+
+
+def signed_distance(points: torch.Tensor) -> torch.Tensor:
+    """(P,) float64 to the object's surface, negative inside; exact outside, and inside near one of the two parts."""
+    points = points.double()
+    ball = (points - torch.from_numpy(BALL_CENTER)).norm(dim=-1) - BALL_RADIUS
+    low, high = torch.from_numpy(BOX_LOW), torch.from_numpy(BOX_HIGH)
+    q = (points - (low + high) / 2).abs() - (high - low) / 2
+    box = q.clamp(min=0).norm(dim=-1) + q.amax(-1).clamp(max=0)
+    return torch.minimum(ball, box)
 
 
 def surface_points(n: int = 400) -> torch.Tensor:

@@ -1,0 +1,6 @@
+"""Makes what all tests share importable from this folder: synthetic_views."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
