@@ -77,17 +77,16 @@ def _packages() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    from viewmesh.weights.manifest import REPOSITORIES
-    from viewmesh.weights.store import status
+    from viewmesh.weights.store import list_weights
 
     found = []
-    for name in REPOSITORIES:
-        missing = status(name).missing
+    for present in list_weights():
+        name, missing = present.weights.name, present.missing
         found.append(
             Finding(
                 f"weights {name}",
                 "optional" if missing else "ok",
-                f"{len(missing)} files missing" if missing else "complete",
+                f"{len(missing)} of {len(present.weights.files)} files missing" if missing else "complete",
                 f"viewmesh weights download {name}" if missing else "",
             )
         )

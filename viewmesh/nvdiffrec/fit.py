@@ -24,6 +24,7 @@ from torch import Tensor
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
+from viewmesh.nvdiffrec.match import better
 from viewmesh.nvdiffrec.memory import check_memory
 from viewmesh.nvdiffrec.optim import Moments, Variables, zero_moments
 from viewmesh.nvdiffrec.presets import Preset
@@ -212,8 +213,6 @@ def finish(state: State) -> TexturedMesh:
     fitted = _textured(state.problem, state.surface, state.variables).validate()
     if state.initial is None:
         return fitted
-    from viewmesh.nvdiffrec.match import better
-
     return better(state.problem, state.initial, fitted)
 
 

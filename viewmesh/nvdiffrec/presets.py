@@ -78,8 +78,8 @@ _GPU = {
         texture_size=1024,
     ),
     "standard": Preset(
-        name="standard", surface="flexicubes", lattice=96, shape_steps=1200, shape_size=448, shape_batch=8,
-        volume=(32, 128, 256), light_size=64, texture_steps=1500, texture_crop=768, texture_batch=8,
+        name="standard", surface="flexicubes", lattice=96, shape_steps=1000, shape_size=448, shape_batch=8,
+        volume=(32, 128, 256), light_size=32, texture_steps=1200, texture_crop=768, texture_batch=8,
         target_faces=50_000, texture_size=2048,
     ),
     "high": Preset(
