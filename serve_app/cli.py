@@ -197,17 +197,20 @@ def write_adapted(
     return file
 
 
-def start(file: Path, data: Path, *, verbose: bool = False, env: dict[str, str] | None = None) -> subprocess.Popen:
-    """`serve run` on a Ray of its own, as a process group of its own."""
+def start(
+    file: Path, data: Path, *, verbose: bool = False, env: dict[str, str] | None = None, address: str = "local"
+) -> subprocess.Popen:
+    """`serve run` on a Ray of its own, or on the cluster at an address; in a process group of its own."""
     environment = {
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **({} if _gpus() else {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}),  # one worker at a time computes
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **os.environ,
         **(env or {}),
     }
-    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", "--address", "local", str(file)]
+    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", "--address", address, str(file)]
     out = None if verbose else open(data / "serve.log", "ab")  # noqa: SIM115  (the child's)
     return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 

@@ -171,9 +171,11 @@ async def export(job_id: JobId, body: ExportRequest, request: Request, s: Servin
         _check_webhook(s, by, body.webhook_url)
     options = dict(row["options"])
     options["formats"] = list(dict.fromkeys(body.formats))
-    for name in ("target_faces", "texture_size"):
-        if getattr(body, name) is not None:
-            options[name] = getattr(body, name)
+    smaller = {
+        name: getattr(body, name) for name in ("target_faces", "texture_size") if getattr(body, name) is not None
+    }
+    options.update(smaller)
+    source = {**row["result"], "facts": {**row["result"]["facts"], "reexport": smaller}}
     key = request.headers.get("idempotency-key")
     job = NewJob(
         id=id_of_key(by.owner, f"{job_id}\n{key}") if key else new_id(),
@@ -185,7 +187,7 @@ async def export(job_id: JobId, body: ExportRequest, request: Request, s: Servin
         request_hash=_hash({**options, "of": job_id}),
         parent=row["parent"] or row["id"],
         webhook=body.webhook_url,
-        result=row["result"],
+        result=source,
     )
     return await _answer(request, s, by, await _accept(s, by, job), _wait_of(request, s))
 
@@ -371,7 +373,7 @@ def _methods(scope: Any) -> list[str]:
     for route in (*jobs_api.routes, *api.routes):
         match, _ = route.matches({**scope, "method": "GET"})
         if match is not Match.NONE and isinstance(route, APIRoute):
-            found |= route.methods
+            found |= route.methods or set()
     return sorted(found)
 
 

@@ -1,13 +1,14 @@
 """engines.ResultWriter on viewmesh.export."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from viewmesh.export.result import Reconstruction
-from viewmesh.export.write import export
-
 from deployments.adapters.meshfile import load_mesh
 from viewmesh.errors import InvalidMesh
+from viewmesh.export.result import Reconstruction
+from viewmesh.export.store import reexport
+from viewmesh.export.write import export
 from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.views.archive import load_viewset
@@ -24,12 +25,10 @@ class LibraryWriter:
         progress: Any,
         cancelled: Any,
     ) -> dict[str, Any]:
-        import json
-
+        """facts["reexport"]: target_faces and texture_size of an export that came after the reconstruction."""
         chosen = Options.model_validate(options)
         if views is None:
             raise InvalidMesh("The result has lost its views.")
-        check(cancelled)
         viewset = load_viewset(views)
         value = Reconstruction(
             mesh=load_mesh(result),
@@ -42,5 +41,13 @@ class LibraryWriter:
             device=facts.get("device", "cpu"),
             warnings=viewset.warnings,
         )
-        files = export(value, folder, chosen.formats, progress=progress)
+        if facts.get("reexport"):
+            value = reexport(value, **facts["reexport"])
+        check(cancelled)
+
+        def stoppable(stage: str, step: int, steps: int, **metrics: float) -> None:
+            check(cancelled)
+            progress(stage, step, steps, **metrics)
+
+        files = export(value, folder, chosen.formats, progress=stoppable)
         return json.loads(files["report.json"].read_text())

@@ -1,5 +1,6 @@
 """engines.Optimiser on viewmesh.nvdiffrec. Importing it imports torch: only replicas do."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from deployments.adapters.meshfile import load_mesh, save_mesh
 from viewmesh.errors import OutOfMemory
+from viewmesh.geometry.camera import canonical6
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset
 from viewmesh.options import Options
@@ -55,8 +57,9 @@ class NvdiffrecOptimiser:
     def __init__(self, device: str = "auto") -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(chosen)
-        if self.device.type == "cuda":
-            torch.zeros(1, device=self.device)  # a context that cannot be made fails the constructor, not a job
+        if self.device.type == "cpu":  # Ray allows as many threads as CPUs were asked for, which is less than there are
+            torch.set_num_threads(os.cpu_count() or 1)
+        warm_up(self.device)
 
     def start(self, views: Path, options: dict, initial: Path | None, *, smaller: bool) -> NvdiffrecSession:
         chosen = Options.model_validate(options)
@@ -93,6 +96,18 @@ class NvdiffrecOptimiser:
             return {}
         free, total = torch.cuda.mem_get_info(self.device)
         return {"used": torch.cuda.memory_allocated(self.device), "free": free, "total": total}
+
+
+def warm_up(device: torch.device) -> None:
+    """One step on a disk seen six times: kernels are compiled, and a device that cannot be used is found out."""
+    side = 48
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    images = torch.full((6, side, side, 4), 128, dtype=torch.uint8)
+    images[..., 3] = 255 * ((x - side / 2) ** 2 + (y - side / 2) ** 2 < (side / 5) ** 2)
+    names = tuple(f"view_{i:02d}.png" for i in range(6))
+    views = ViewSet(names, images, canonical6(side, side), camera_source="canonical6", mask_source="alpha")
+    tiny = replace(preset("preview", device), lattice=12, shape_size=32, texture_crop=32, texture_size=256)
+    fit.advance(fit.start(views, tiny, torch.Generator().manual_seed(0), device=device), steps=1)
 
 
 def _smaller(numbers: Preset) -> Preset:

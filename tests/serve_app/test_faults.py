@@ -8,7 +8,8 @@ import signal
 import time
 
 import pytest
-from ray_service import RayService, deployment
+
+from serve_app.testing import RayService, deployment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -97,6 +98,32 @@ def test_changed_args_restart_everything_and_lose_nothing(service, client, tmp_p
     service.assert_whole(client, job_id, follower.all(150))
     service.assert_whole(client, waiting)
     assert service.pids("Nvdiffrec") != before
+
+
+def test_a_downscale_takes_a_busy_replica_away(service, client, tmp_path):
+    """Serve gives a replica that must go less time than its slice needs: at worst that slice is done again."""
+
+    def replicas(count):
+        def change(config):
+            worker = deployment(config, "Nvdiffrec")
+            worker["autoscaling_config"].update(min_replicas=count, max_replicas=count)
+            worker["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0}
+            worker["graceful_shutdown_timeout_s"] = 0.2
+            config["applications"][0]["args"]["slots"] = {"nvdiffrec": 2}
+
+        return change
+
+    service.deploy(replicas(2))
+    service.await_running()
+    ids = [service.submit(client, tmp_path, {"seed": i}, optimise_s=14, steps=140) for i in range(2)]
+    followers = [service.follow(client, job_id) for job_id in ids]
+    for job_id in ids:
+        service.await_step(client, job_id, 10)
+    assert len(service.pids("Nvdiffrec")) == 2
+    service.deploy(replicas(1))
+    for job_id, follower in zip(ids, followers, strict=True):
+        service.assert_whole(client, job_id, follower.all(150))
+    assert len(service.pids("Nvdiffrec")) == 1
 
 
 def test_bad_args_leave_the_running_version_in_place(service, client, tmp_path):

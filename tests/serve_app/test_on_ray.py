@@ -6,8 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ray_service import RayService
 from typer.testing import CliRunner
+
+from serve_app.testing import RayService
 
 pytestmark = pytest.mark.ray
 

@@ -1,4 +1,4 @@
-"""The whole service on a real Ray of its own, as `viewmesh serve` starts it; and ways to hurt it."""
+"""For tests and benchmarks: the whole service on a real Ray, as `viewmesh serve` starts it; and ways to hurt it."""
 
 import hashlib
 import os
@@ -36,9 +36,13 @@ class RayService:
     """start(), stop(), and again: the data folder stays."""
 
     def __init__(
-        self, data: Path, change: Callable[[dict], None] | None = None, env: dict[str, str] | None = None
+        self,
+        data: Path,
+        change: Callable[[dict], None] | None = None,
+        env: dict[str, str] | None = None,
+        address: str = "local",
     ) -> None:
-        self.data, self.env = data, env or {}
+        self.data, self.env, self.address = data, env or {}, address
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -53,7 +57,7 @@ class RayService:
 
     def start(self) -> "RayService":
         (self.data / "serve.log").write_text("")
-        self.child = cli.start(self.file, self.data, env=self.env)
+        self.child = cli.start(self.file, self.data, env=self.env, address=self.address)
         cli.await_ready(self.url, self.child, self.data)
         return self
 
