@@ -10,32 +10,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# cuDNN's kernel is the fastest on Hopper; where it cannot run, the next one does
-_FASTEST_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+
+def prefer_cudnn_attention() -> None:
+    """Puts cuDNN's kernel first among torch's attention kernels: the fastest on Hopper. A setting of the process, made
+    once when a model is loaded onto CUDA; setting it per call costs more than the call."""
+    from torch.nn.attention import SDPBackend
+
+    order = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch._C._set_sdp_priority_order([int(backend) for backend in order])  # type: ignore[arg-type]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √D) v for q (B, L, H, D), k and v (B, T, H, D); mask (B, 1, 1, T) true where a key counts."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if q.is_cuda and mask is None and q.dtype != torch.float32:
-        with sdpa_kernel(_FASTEST_FIRST, set_priority=True):
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-# The two below are opaque to the compiler: one compiled block then serves any number of items and views.
-@torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
 def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
     """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), sum(counts) = L."""
-    if len(counts) == 1:
-        return attend(q, k, v).contiguous()
+    return attend(q, k, v) if len(counts) == 1 else _attend_within_items(q, k, v, counts)
+
+
+def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
+    """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
+    if kv.shape[1] == kv.shape[2] == 1:
+        return attend(q, kv[:, 0, 0, 0], kv[:, 0, 0, 1])
+    return _attend_to_context(q, kv, counts)
+
+
+# Opaque to the compiler: one compiled block then serves any number of items and views.
+@torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
+def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
     if len(set(counts)) == 1:  # equal items are a batch
         shape = (q.shape[0] * len(counts), counts[0], *q.shape[2:])
         return attend(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape).contiguous()
@@ -44,8 +56,7 @@ def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> T
 
 
 @torch.library.custom_op("viewmesh::attend_to_context", mutates_args=())
-def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
-    """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
+def _attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     outputs = []
     for item_q, item_kv in zip(q.split(counts, 1), kv.unbind(1), strict=True):
         views = item_kv.unbind(1)
@@ -56,12 +67,12 @@ def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
-@attend_within_items.register_fake
+@_attend_within_items.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-@attend_to_context.register_fake
+@_attend_to_context.register_fake
 def _(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 

@@ -25,6 +25,7 @@ from viewmesh.geometry.flexicubes import FlexiMesh
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.trellis import checkpoint, stages
+from viewmesh.trellis.attention import prefer_cudnn_attention
 from viewmesh.trellis.decoders import Gaussians, SLatGaussianDecoder, SLatMeshDecoder
 from viewmesh.trellis.preprocess import image_tensor, trellis_image
 from viewmesh.trellis.samplers import SamplerOptions, Velocity
@@ -113,7 +114,7 @@ class Trellis:
 
     def warm(self) -> dict[str, float]:
         """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower."""
-        return compile_flows(self.networks, self.encoder.image_size)
+        return compile_flows(self.networks, tokens=self.encoder.tokens)
 
     @torch.no_grad()
     def generate(
@@ -197,6 +198,8 @@ def load_networks(
     root: Path, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[stages.Networks, checkpoint.PipelineConfig]:
     """The five networks that make a mesh and Gaussians, after a check that they fit."""
+    if device.type == "cuda":
+        prefer_cudnn_attention()
     config = checkpoint.read_pipeline(root)
     stems = {role: network_stem(config, role) for role in NETWORK_ROLES.values()}
     needed = sum(checkpoint.file_bytes(stem) for stem in stems.values()) * (2 if dtype == torch.float32 else 1)
@@ -292,9 +295,7 @@ def unseen_views(views: int, options: GenerateOptions) -> tuple[str, ...]:
     steps = min(options.structure.steps, options.latents.steps)
     if options.multiimage == "multidiffusion" or views <= steps:
         return ()
-    return (
-        f"{views} views but {steps} steps: stochastic uses one view per step; views after the {steps}th are unseen.",
-    )
+    return (f"{views} views but {steps} steps: stochastic uses one view per step, only the first {steps} are seen.",)
 
 
 def as_images(images: Images) -> list[tuple[str, Image.Image]]:

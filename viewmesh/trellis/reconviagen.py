@@ -106,7 +106,7 @@ class ReconViaGen:
 
     def warm(self) -> dict[str, float]:
         """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower."""
-        return compile_flows(self.networks, self.encoder.image_size)
+        return compile_flows(self.networks, tokens=self.encoder.tokens, views=2)
 
     @torch.no_grad()
     def generate(

@@ -70,7 +70,7 @@ class Voxels:
         )
         coords = half[first]
         counts = (len(coords),) if len(self.counts) == 1 else coords[:, 0].bincount(minlength=len(self.counts)).tolist()
-        return Voxels(coords, self.resolution // 2, tuple(counts)), parent, size
+        return Voxels(coords, (self.resolution + 1) // 2, tuple(counts)), parent, size
 
     @property
     def coarse(self) -> "Voxels":

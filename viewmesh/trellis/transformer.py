@@ -158,6 +158,12 @@ class FlowTransformer(nn.Module):
         assert isinstance(block, FlowBlock)
         return block.mlp.mlp[0].weight.dtype  # type: ignore[return-value]
 
+    @property
+    def cond_channels(self) -> int:
+        block = self.blocks[0]
+        assert isinstance(block, FlowBlock)
+        return block.cross_attn.to_kv.in_features
+
     @torch.no_grad()
     def context(self, condition: Tensor, negative: Tensor | None = None, *, null: bool = False) -> Context:
         """Conditions (P, B, N, T, C') → Context; `negative` is one more such pass, `null` one with zeros."""

@@ -125,6 +125,11 @@ class DinoVisionTransformer(nn.Module):
             x = block(x)
         return x
 
+    @property
+    def tokens(self) -> int:
+        """Per image."""
+        return self.pos_embed.shape[1] + self.register_tokens.shape[1]
+
     def patch_tokens(self, images: Tensor) -> Tensor:
         """(B, patches, C) after the last norm."""
         return self.norm(self(images))[:, 1 + self.register_tokens.shape[1] :]

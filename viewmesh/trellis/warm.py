@@ -1,47 +1,60 @@
 """Compiles what runs most often: one flow block, shared by all blocks of both flow networks.
 
-Only the CUDA path is compiled. The compiled block takes any number of tokens, so one warm-up serves every request; its
-code is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), which makes the next start short.
+Only the CUDA path is compiled. The compiled block takes any number of tokens, passes and views, so one warm-up serves
+every request; its code is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), which makes the next start short.
 """
 
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from viewmesh.trellis.transformer import FlowBlock, FlowTransformer
+from viewmesh.trellis.transformer import Context, FlowBlock, FlowTransformer
 
 if TYPE_CHECKING:
     from viewmesh.trellis.stages import Networks
 
 
+@cache
+def compiled_block() -> Callable[..., Tensor]:
+    """FlowBlock.forward compiled for shapes that vary; one per process, so that models share its code."""
+    return torch.compile(FlowBlock.forward, dynamic=True)
+
+
 @torch.no_grad()
-def compile_flows(networks: "Networks", image_size: int) -> dict[str, float]:
-    """Seconds by part, empty on a device without a compiler. Until the end the networks run uncompiled."""
+def compile_flows(networks: "Networks", *, tokens: int, views: int = 1) -> dict[str, float]:
+    """Seconds by part, empty on a device without a compiler. Until the end the networks run uncompiled.
+
+    tokens: of a view's condition. views: 2 when several views are averaged inside the cross-attentions.
+    """
     if networks.device.type != "cuda":
         return {}
-    compiled = torch.compile(FlowBlock.forward, dynamic=True)
     seconds = {}
-    tokens = (image_size // 14) ** 2 + 5
-    for name, flow in (("structure_flow", networks.structure_flow), ("latent_flow", networks.latent_flow)):
+    for name, flow, n in (("structure_flow", networks.structure_flow, 1), ("latent_flow", networks.latent_flow, views)):
         start = time.perf_counter()
-        _run_once(flow, compiled, tokens)
+        for passes in (1, 2):
+            condition = torch.zeros(
+                passes, 1, n, tokens, flow.cond_channels, device=networks.device, dtype=torch.float32
+            )
+            guided = flow.context(condition, null=True)
+            for context in (guided, guided.positive()):
+                _run_once(flow, context)
         torch.cuda.synchronize(networks.device)
         seconds[name] = time.perf_counter() - start
-        flow.run_block = compiled  # one assignment: calls in flight go on with what they have
+        flow.run_block = compiled_block()  # one assignment: calls in flight go on with what they have
     return seconds
 
 
-def _run_once(flow: FlowTransformer, compiled, tokens: int) -> None:
-    """The compiled block on the shapes of a guided and of an unguided step, for two sizes each."""
+def _run_once(flow: FlowTransformer, context: Context) -> None:
+    """The compiled block on two numbers of tokens."""
     block = flow.blocks[0]
     assert isinstance(block, FlowBlock)
-    device, dtype = block.norm2.weight.device, flow.dtype
     C = block.norm2.normalized_shape[0]
-    condition = torch.zeros(1, 1, 1, tokens, block.cross_attn.to_kv.in_features, device=device)
-    context = flow.context(condition, null=True)
-    t_emb = torch.zeros(1, C, device=device, dtype=dtype)
+    t_emb = torch.zeros(1, C, device=context.kv[0].device, dtype=flow.dtype)
+    null = None if context.null is None else context.null[0]
     for L in (4096, 2777):
-        for passes, null in ((2, context.null), (1, None)):
-            x = torch.zeros(passes, L, C, device=device, dtype=dtype)
-            compiled(block, x, t_emb, None, context.kv[0], None if null is None else null[0], [L])
+        x = torch.zeros(context.passes, L, C, device=t_emb.device, dtype=flow.dtype)
+        compiled_block()(block, x, t_emb, None, context.kv[0], null, [L])

@@ -2,7 +2,6 @@
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from viewmesh.errors import ViewmeshError
 from viewmesh.weights.download import download as download_set
@@ -28,19 +27,15 @@ def _chosen(names: list[str]) -> list[WeightSet]:
 @app.command("list")
 def list_command() -> None:
     """What is there, where, and what is missing."""
-    table = Table("set", "for", "state", "GB", "revision", "licence", "folder")
     for p in list_weights():
-        state = "complete" if p.complete else f"{len(p.missing)} of {len(p.weights.files)} files missing"
-        table.add_row(
-            p.weights.name,
-            ", ".join(p.weights.used_by),
-            state,
-            f"{p.bytes_present / 1e9:.2f} of {p.weights.known_bytes / 1e9:.2f}" if p.weights.known_bytes else "",
-            (p.revision or p.weights.revision or "")[:12],
-            p.weights.licence,
-            str(p.folder),
-        )
-    console.print(table)
+        w = p.weights
+        state = "complete" if p.complete else f"{len(p.missing)} of {len(w.files)} files missing"
+        size = f"{p.bytes_present / 1e9:.2f} GB here" + (f" of {w.known_bytes / 1e9:.2f} GB" if w.known_bytes else "")
+        revision = p.revision or w.revision or "the newest, locked at download"
+        color = "green" if p.complete else "yellow"
+        console.print(f"[bold]{w.name}[/] for {', '.join(w.used_by)}: [{color}]{state}[/], {size}")
+        for line in (f"from    {w.source} at {revision}", f"in      {p.folder}", f"licence {w.licence}"):
+            console.print(f"    {line}", soft_wrap=True, highlight=False)
 
 
 @app.command()
