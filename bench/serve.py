@@ -265,7 +265,8 @@ def malformed(service: RayService, count: int = 2000) -> None:
             if not (
                 400 <= answer.status_code < 500 and answer.headers.get("content-type") == "application/problem+json"
             ):
-                key = f"{answer.status_code} {answer.headers.get('content-type')} {answer.request.method} {answer.request.url}"
+                asked = f"{answer.request.method} {answer.request.url}"
+                key = f"{answer.status_code} {answer.headers.get('content-type')} {asked}"
                 bad[key] = bad.get(key, 0) + 1
     restarts = sum(service.pids(name) != pids for name, pids in before.items())
     row(f"{count} malformed requests: not 4xx problem+json", f"{sum(bad.values())}, {restarts} restarts", "0, 0")

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from deployments.artifacts import StoreError
@@ -105,6 +107,8 @@ def of_library(error: Exception) -> ProblemError:
         return ProblemError(503, error.code, str(error), hint=error.hint)
     if isinstance(error, InputError | OptionError | Refused):
         return ProblemError(422, error.code, str(error), hint=error.hint)
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return ProblemError(503, "database_unavailable", "The job database cannot be reached.", retry_after_s=5)
     return ProblemError(500, "internal_error", "The request failed unexpectedly.")
 
 

@@ -184,6 +184,13 @@ class Calls:
                         f"No worker for the stage {stage} ({type(error).__name__}).",
                         "Look at the deployment in the Ray dashboard.",
                     )
+            except (
+                Exception
+            ) as error:  # what a handle raises while its process or its deployment goes away is not one type
+                losses += 1
+                log.warning(f"{stage} of {job['id']} could not be called, attempt {losses}", exc_info=error)
+                if losses >= MAX_LOSSES:
+                    return _failed("worker_lost", f"The stage {stage} could not be called.", "See the service's log.")
             else:
                 if isinstance(message, Done):
                     await self._database(

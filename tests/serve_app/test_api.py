@@ -325,3 +325,60 @@ async def test_the_page_needs_nothing_from_elsewhere(running: Running):
 async def test_a_job_of_fifty_views_keeps_their_names(running: Running):
     answer = await running.http.post("/v1/reconstructions", files=views(50), headers={"prefer": "wait=20"})
     assert answer.json()["report"]["views"] == 50
+
+
+async def test_a_database_that_is_away_is_a_503_that_says_so(running: Running, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def away(*args):
+        raise OperationalError("SELECT", {}, OSError("no"))
+
+    monkeypatch.setattr(running.service.store, "view", away)
+    answer = await running.http.get("/v1/reconstructions/some")
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert answer.headers["retry-after"]
+
+
+async def test_what_has_expired_or_belongs_to_nobody_is_swept_away(running: Running):
+    import os
+
+    from sqlalchemy import update
+
+    from serve_app.conductor import Conductor
+    from serve_app.database import jobs
+
+    kept, old = (await running.submit(finish_s=0.03)).json(), (await running.submit(finish_s=0.04)).json()
+    store, artifacts = running.service.store, running.service.artifacts
+    with store.engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == old["id"]).values(expires=1.0))
+    orphans = [artifacts.put_bytes(b"x", key).key for key in ("jobs/nobody/views", "inputs/ff/ff00", "tmp/left")]
+    for path in ("jobs/nobody", "inputs/ff/ff00", "inputs/ff", "tmp/left"):
+        os.utime(artifacts.path(path), (1, 1))
+    sweeper = object.__new__(Conductor.func_or_class)
+    sweeper.store, sweeper.workflows, sweeper.artifacts = store, running.service.workflows, artifacts
+    await asyncio.to_thread(sweeper.sweep)
+    assert not any(artifacts.exists(key) for key in orphans)
+    assert (await running.http.get(f"/v1/reconstructions/{old['id']}")).status_code == 404
+    assert (await running.http.get(kept["artifacts"][0]["url"])).status_code == 200
+
+
+async def test_a_job_whose_workflow_ended_in_silence_is_ended(running: Running):
+    from types import SimpleNamespace
+
+    from sqlalchemy import update
+
+    from serve_app.conductor import Conductor
+    from serve_app.database import jobs
+    from serve_app.jobs import NewJob, new_id
+
+    store = running.service.store
+    job = NewJob(new_id(), "anonymous", "reconstruction", "nvdiffrec", {}, {}, "h")
+    store.accept(job, lambda *args: None)  # accepted, but no workflow was enqueued
+    with store.engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(created=1.0))
+    sweeper = object.__new__(Conductor.func_or_class)
+    sweeper.store, sweeper.workflows = store, running.service.workflows
+    sweeper.calls = SimpleNamespace(_expires=lambda: None)
+    await asyncio.to_thread(sweeper._reconcile)
+    shown = (await running.http.get(f"/v1/reconstructions/{job.id}")).json()
+    assert (shown["state"], shown["error"]["code"]) == ("failed", "internal_error")

@@ -1,0 +1,118 @@
+"""How a step tries again: lost workers, busy deployments, and when it gives up. Fake handles, no Ray."""
+
+import asyncio
+
+import pytest
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deployments.artifacts import ArtifactStore
+from deployments.messages import Done, Failed, Progress
+from serve_app import stages
+from serve_app.jobs import JobStore, NewJob, new_id
+from serve_app.stages import MAX_DEVICE_LOSSES, MAX_LOSSES, Calls
+
+
+class Handle:
+    """Plays one script per call: messages to yield, or an error to raise."""
+
+    def __init__(self, *scripts):
+        self.scripts, self.calls = list(scripts), []
+
+    def options(self, **options):
+        self.given = options
+        return self
+
+    def remote(self, call):
+        self.calls.append(call)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        return Response(script)
+
+
+class Response:
+    def __init__(self, script):
+        self.script, self.cancelled = script, False
+
+    def cancel(self):
+        self.cancelled = True
+
+    async def __aiter__(self):
+        for item in self.script:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+DONE = [Progress("x", 1, 2), Done({"x": 1, "seconds": 1.0})]
+DEAD = [Progress("x", 1, 2), ray.exceptions.ActorDiedError()]
+LOST_DEVICE = [Failed("device_lost", "gone", retry=True)]
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    async def no_pause(seconds, pause=asyncio.sleep):
+        await pause(0)
+
+    monkeypatch.setattr(stages.asyncio, "sleep", no_pause)
+    store = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite")
+    store.create()
+
+    async def play(*scripts, cancel=False):
+        row, _ = store.accept(NewJob(new_id(), "ann", "reconstruction", "nvdiffrec", {}, {}, "h"), lambda *a: None)
+        store.start(row["id"])
+        if cancel:
+            store.cancel(row["id"], None)
+        handle = Handle(*scripts)
+        calls = Calls(store, ArtifactStore(f"file://{tmp_path}/a"), handle, handle, {"nvdiffrec": handle}, lambda: None)
+        job = {"id": row["id"], "model": "nvdiffrec", "options": {}, "inputs": {}, "kind_of_model": "optimiser"}
+        return await calls.prepare(job), handle
+
+    yield play
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        DEAD,
+        [ray.exceptions.ActorUnavailableError("away", None)],
+        [BackPressureError(1, 1)],
+        [DeploymentUnavailableError("x")],
+        LOST_DEVICE,
+        [Failed("worker_unfit", "soon", retry=True)],
+        [Failed("store_unavailable", "later", retry=True)],
+        [RuntimeError("the handle is closed")],
+        [Progress("x", 1, 2)],
+    ],
+)
+async def test_trouble_that_passes_is_waited_out(play, trouble):
+    value, handle = await play(trouble, trouble, DONE)
+    assert value == {"x": 1, "seconds": 1.0}
+    assert len(handle.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "tries"),
+    [
+        (DEAD, "worker_lost", MAX_LOSSES),
+        (LOST_DEVICE, "device_lost", MAX_DEVICE_LOSSES),
+        ([Failed("invalid_input", "bad")], "invalid_input", 1),
+        ([RuntimeError("always")], "worker_lost", MAX_LOSSES),
+    ],
+)
+async def test_trouble_that_stays_fails_the_job(play, trouble, code, tries):
+    value, handle = await play(trouble)
+    assert value["failed"]["code"] == code
+    assert len(handle.calls) == tries
+
+
+async def test_a_deployment_that_never_comes_is_given_up(play, monkeypatch):
+    monkeypatch.setattr(stages, "MAX_WAIT_S", 0.05)
+    value, _ = await play([DeploymentUnavailableError("x")])
+    assert value["failed"]["code"] == "no_worker"
+
+
+async def test_a_cancelled_job_is_not_tried_again(play):
+    value, handle = await play(DEAD, cancel=True)
+    assert value["failed"]["code"] == "cancelled"
+    assert len(handle.calls) == 1
