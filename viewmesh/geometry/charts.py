@@ -14,6 +14,8 @@ from scipy.sparse.csgraph import connected_components
 
 from viewmesh.geometry.texels import texels_inside
 
+OVERLAP_CELLS = 1024  # side of the grid that overlaps are looked for on; finer textures are checked no finer
+
 
 @dataclass(frozen=True)
 class Charts:
@@ -84,12 +86,15 @@ def repaired(charts: Charts, texel: float) -> Charts:
     """
     corners = charts.points[charts.faces]
     charts = singled_out(charts, _signed_areas(corners) <= 0.002 * texel * _longest_edge(corners), texel)
+    grain = max(texel, np.sqrt(flat_area(charts)) / OVERLAP_CELLS)
+    suspects = np.ones(len(charts.faces), bool)
     for _ in range(64):
-        bad = _overlapping_charts(charts, texel)
+        bad = _overlapping_charts(charts, suspects, grain)
         if not len(bad):
             return charts
+        suspects = np.isin(charts.chart, bad)  # halving moves no other faces
         charts = _halved(charts, bad)
-    return singled_out(charts, np.isin(charts.chart, bad), texel)
+    return singled_out(charts, suspects, texel)
 
 
 def singled_out(charts: Charts, faces: np.ndarray, texel: float) -> Charts:
@@ -124,13 +129,14 @@ def flat_area(charts: Charts) -> float:
     return float(np.abs(_signed_areas(charts.points[charts.faces])).sum())
 
 
-def _overlapping_charts(charts: Charts, texel: float) -> np.ndarray:
-    """Labels of the charts in which some texel centre lies in two faces."""
-    corners = charts.points[charts.faces] / texel
+def _overlapping_charts(charts: Charts, suspects: np.ndarray, texel: float) -> np.ndarray:
+    """Labels of the charts in which some texel centre lies in two of the suspect faces (F,) bool."""
+    ids = np.flatnonzero(suspects)
+    corners = charts.points[charts.faces[ids]] / texel
     face, x, y = (t.numpy() for t in texels_inside(torch.from_numpy(corners), margin=0.01)[:3])
     if not len(face):
         return np.zeros(0, np.int64)
-    x, y = x - x.min(), y - y.min()
+    face, x, y = ids[face], x - x.min(), y - y.min()
     key = (charts.chart[face] * (y.max() + 1) + y) * (x.max() + 1) + x
     key, order = np.sort(key), np.argsort(key, kind="stable")
     twice = np.flatnonzero(key[1:] == key[:-1])

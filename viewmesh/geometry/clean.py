@@ -167,7 +167,7 @@ def select_faces(mesh: Mesh, wanted: Tensor) -> Mesh:
 
 def _is_even(faces: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """True where a face is a cyclic turn of its sorted self."""
-    return np.stack([(np.roll(ordered, k, 1) == faces).all(1) for k in range(3)]).any(0)
+    return np.asarray(np.stack([(np.roll(ordered, k, 1) == faces).all(1) for k in range(3)]).any(axis=0))
 
 
 def _paired_halfedges(vertices: np.ndarray, faces: np.ndarray, start: np.ndarray, end: np.ndarray):

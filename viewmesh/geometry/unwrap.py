@@ -88,10 +88,10 @@ def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bo
         used, local = np.unique(faces[part], return_inverse=True)
         local = local.reshape(-1, 3)
         charts = None if fallback_only else _xatlas(vertices[used], local, deadline)
-        bad = np.ones(len(part), bool) if charts is None else squashed(charts, vertices[used])
-        if bad.any():
-            own = projected(vertices[used], local[bad])
-            charts = own if charts is None else replaced(charts, bad, own)
+        if charts is None:
+            charts = projected(vertices[used], local)
+        elif (bad := squashed(charts, vertices[used])).any():
+            charts = replaced(charts, bad, projected(vertices[used], local[bad]))
         return Charts(charts.points, charts.faces, charts.chart, used[charts.vertex])
 
     with ThreadPoolExecutor(max_workers=max(1, min(len(parts), len(os.sched_getaffinity(0))))) as pool:
