@@ -1,22 +1,22 @@
-"""START HERE. The optimiser: one mesh, its PBR material and its light, fitted to posed views by differentiable rendering.
+"""START HERE. The optimiser: one mesh, its PBR material and its light, fitted to posed views by rendering.
 
     state = start(views, preset, generator)
     while not state.done:
         state, metrics = advance(state, seconds=10)
     mesh = finish(state)
 
-Munkberg et al. 2022, "Extracting Triangular 3D Models, Materials, and Lighting From Images" (nvdiffrec), with a start from
-the visual hull or depth instead of noise. A State is a value: advancing makes another one, saving and loading one and
-going on gives, on a CPU, bit for bit what not stopping would have given. Randomness comes from a seed and the step's
-number alone.
+Munkberg et al. 2022, "Extracting Triangular 3D Models, Materials, and Lighting From Images" (nvdiffrec), with a start
+from the visual hull or depth instead of noise. A State is a value: advancing makes another one; saving one, loading it
+and going on gives, on a CPU, bit for bit what not stopping would have given. Randomness comes from a seed and the
+step's number alone.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -40,7 +40,7 @@ from viewmesh.views.viewset import ViewSet
 
 Phase = Literal["shape", "unwrap", "texture", "done"]
 Metrics = dict[str, float]
-FORMAT = 1  # of the saved state
+FORMAT = 2  # of the saved state
 REPORT_EVERY = 10  # steps between two calls of progress
 
 
@@ -84,8 +84,8 @@ def start(
 ) -> State:
     """The state before the first step.
 
-    views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish` keeps
-    the refined mesh only if it matches the views better. Raises InputError, EmptyReconstruction, OutOfMemory.
+    views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish`
+    keeps the refined mesh only if it matches the views better. Raises InputError, EmptyReconstruction, OutOfMemory.
     """
     device = torch.device(device)
     if views.cameras is None:
@@ -199,7 +199,9 @@ def _draw(state: State, batch: int) -> tuple[torch.Generator, Tensor]:
     ]
     first = int(positions[0]) // count
     index = torch.stack([order[int(p) // count - first][int(p) % count] for p in positions])
-    random = torch.Generator(state.problem.device).manual_seed((state.seed * 6364136223846793005 + 2 * state.step + phase) % 2**63)
+    random = torch.Generator(state.problem.device).manual_seed(
+        (state.seed * 6364136223846793005 + 2 * state.step + phase) % 2**63
+    )
     return random, index
 
 
@@ -223,9 +225,7 @@ def _textured(problem: Problem, surface: Surface, variables: Variables) -> Textu
         mesh=Mesh(surface.vertices.cpu() + cpu["offset"], surface.faces.cpu()),
         uvs=surface.uvs.cpu(),
         uv_faces=surface.uv_faces.cpu(),
-        material=Material(
-            cpu["base_color"], cpu["orm"], torch.nn.functional.normalize(cpu["normal_map"], dim=-1)
-        ),
+        material=Material(cpu["base_color"], cpu["orm"], torch.nn.functional.normalize(cpu["normal_map"], dim=-1)),
         environment=latlong(cpu["light"], 64),
     )
 
@@ -243,9 +243,10 @@ def save(state: State, path: Path) -> None:
         tensors |= {f"initial/{k}": v for k, v in _flat(state.initial).items()}
     header = {
         "format": FORMAT, "seed": state.seed, "phase": state.phase, "step": state.step, "count": state.moments.count,
-        "preset": asdict(state.problem.preset), "views": list(state.problem.views.names),
+        "preset": asdict(state.problem.preset), "views": state.problem.fingerprint,
     }  # fmt: skip
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # a copy of each: a state's parts may share memory and the format forbids it
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     temporary = path.with_name(path.name + ".part")
     safetensors.torch.save_file(tensors, temporary, metadata={"viewmesh": json.dumps(header)})
     temporary.replace(path)
@@ -254,25 +255,27 @@ def save(state: State, path: Path) -> None:
 def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> State:
     """The state that `save` wrote, for the same views. Raises InputError when the file does not belong to them."""
     device = torch.device(device)
+    again = "Start again without --resume."
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {})["viewmesh"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError("is not a saved fit.", file=path.name, hint="Start again without --resume.") from error
-    if header["format"] != FORMAT or header["views"] != list(views.names):
-        raise InputError(
-            "belongs to another view set or another version.", file=path.name, hint="Start again without --resume."
-        )
-    named = {k: v for k, v in header["preset"].items()}
-    preset = Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+        version, fingerprint, numbers = header["format"], header["views"], dict(header["preset"])
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError("is not a saved fit.", file=path.name, hint=again) from error
+    if version != FORMAT or numbers.keys() != {f.name for f in fields(Preset)}:
+        raise InputError("was saved by another version of viewmesh.", file=path.name, hint=again)
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
+    problem = Problem(views, Preset(**named), device)
+    if fingerprint != problem.fingerprint:
+        raise InputError("belongs to another view set.", file=path.name, hint=again)
 
     def part(prefix: str) -> Variables:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     surface, initial = part("surface/"), part("initial/")
     return State(
-        problem=Problem(views, preset, device),
+        problem=problem,
         seed=header["seed"],
         phase=header["phase"],
         step=header["step"],

@@ -1,5 +1,6 @@
 """Everything about a fit that does not change while it runs: the views, the preset, and what follows from them."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +47,18 @@ class Problem:
     @cached_property
     def texture_targets(self) -> Targets:
         return crop_to_object(self.views, self.preset.texture_crop, self.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this view set from any other: of names, pixels, cameras and depths."""
+        views, digest = self.views, hashlib.sha256()
+        cameras = self.cameras
+        parts = (views.images, cameras.world_from_camera, cameras.fx, cameras.fy, cameras.cx, cameras.cy, views.depths)
+        digest.update(repr((views.names, [None if part is None else part.shape for part in parts])).encode())
+        for part in parts:
+            if part is not None:
+                digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def cameras(self) -> Cameras:

@@ -48,9 +48,9 @@ class TetShape:
         """Which tetrahedra are near the present surface, (T,) bool."""
         return (sdf.abs() < BAND)[self.grid.tets].any(-1)
 
-    def focused(self, band: Tensor) -> "TetShape":
-        """With only the tetrahedra of a band."""
-        return TetShape(self.grid, narrowed(self.grid, band))
+    def focused(self, band: Tensor | None) -> "TetShape":
+        """With only the tetrahedra of a band; None is all of them."""
+        return TetShape(self.grid, self.grid) if band is None else TetShape(self.grid, narrowed(self.grid, band))
 
     def surface(self, variables: Variables) -> tuple[Tensor, Tensor, Tensor]:
         """Vertices (V, 3), faces (F, 3) of the zero level and a penalty (none here).
@@ -107,7 +107,7 @@ class FlexiShape:
     def band(self, sdf: Tensor) -> None:
         """A GPU looks at the whole box."""
 
-    def focused(self, band: None) -> "FlexiShape":
+    def focused(self, band: Tensor | None) -> "FlexiShape":
         return self
 
     def surface(self, variables: Variables) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from viewmesh.nvdiffrec.rendering import viewpoint
 from viewmesh.nvdiffrec.view_corrections import corrections
 from viewmesh.nvdiffrec.volume import material_at
 from viewmesh.render.bake import dilate, sample_at, texel_map
+from viewmesh.render.light import from_latlong
 from viewmesh.render.rasterizer import Rasterizer
 
 
@@ -86,7 +87,10 @@ def from_mesh(problem: Problem, initial: Mesh | TexturedMesh) -> tuple[Surface, 
         texels = texel_map(surface.uvs, surface.uv_faces, size)
         base_color = dilate(sample_at(texels, colors.to(device), surface.faces), texels.face >= 0, size)
         material = plain_material(base_color)
-    light = torch.full((6, problem.preset.light_size, problem.preset.light_size, 3), 1.0, device=device)
+    side = problem.preset.light_size
+    light = torch.ones(6, side, side, 3, device=device)
+    if isinstance(initial, TexturedMesh) and initial.environment is not None:
+        light = from_latlong(initial.environment, side)
     variables = {
         **texture_variables(surface, material),
         "light": light,
