@@ -1,30 +1,46 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/:/' | column -t -s:
 
 .venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import ensurepip, venv' || ($(SUDO) apt-get update -q && $(SUDO) apt-get install -yq python3-venv)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,postgres,s3]'
 	touch $@
 
-setup: .venv/.stamp ## a virtual environment with everything that the project needs
+tests/export/node_modules/.stamp: tests/export/package-lock.json
+	command -v npm >/dev/null || ($(SUDO) apt-get update -q && $(SUDO) apt-get install -yq nodejs npm)
+	npm --prefix tests/export ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+setup: .venv/.stamp ## a virtual environment with everything that running viewmesh needs
+
+demo: setup ## a sample capture, the service, a reconstruction over HTTP, a picture of it
+	$(BIN)/python -m serve_app.demo demo
 
 lint: setup ## ruff, ruff format, pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup ## the tests that CI runs, under 12 minutes on 2 cores
+test: setup tests/export/node_modules/.stamp ## what CI runs: under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-slow: setup ## the long tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-.PHONY: help setup lint test test-slow test-gpu
+bench: setup ## the figures of the README on the sample capture
+	$(BIN)/viewmesh sample out/sample
+	$(BIN)/python bench/reconstruct.py out/sample/six --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
+	$(BIN)/python bench/reconstruct.py out/sample --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
+	$(BIN)/python bench/raster.py
+
+.PHONY: help setup demo lint test test-slow test-gpu bench

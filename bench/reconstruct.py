@@ -2,9 +2,9 @@
 
     python bench/reconstruct.py CAPTURE [--test transforms_test.json] [--mesh mesh_gt.ply] [--preset preview]
 
-Prints one JSON row: seconds by stage, peak memory, PSNR and mask IoU against test views that were never trained on (drawn
-from the stored result as `viewmesh render` does), Chamfer distance to a ground-truth mesh (mean of both directions, in
-units of the ground truth's longest side).
+Prints one JSON row: seconds by stage, peak memory, PSNR and mask IoU against test views that were never trained on
+(drawn from the stored result as `viewmesh render` does), Chamfer distance to a ground-truth mesh (mean of both
+directions, in units of the ground truth's longest side).
 """
 
 import argparse

@@ -158,7 +158,7 @@ def reconstruct(
         return
     for warning in report.get("warnings", []):
         typer.echo(f"note: {warning}", err=True)
-    typer.echo(f"{files['mesh.glb'] if 'mesh.glb' in files else out}: {report['faces']} faces", err=True)
+    typer.echo(f"{files.get('mesh.glb', out)}: {report['faces']} faces", err=True)
 
 
 @app.command()

@@ -16,17 +16,25 @@ class ViewRules(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cameras: Literal["auto", "file", "canonical6", "sfm", "none"] = Field(
-        "auto", description="Where poses come from; auto: a camera file, else the rig, else structure from motion."
+        default="auto",
+        description="Where poses come from; auto: a camera file, else the rig, else structure from motion.",
     )
     rig: Literal["canonical6"] | None = Field(
-        None, description="Six views named view_00..05 are front, right, back, left, top, bottom of the canonical rig."
+        default=None,
+        description="Six views named view_00..05 are front, right, back, left, top, bottom of the canonical rig.",
     )
     mask: Literal["auto", "masks", "alpha", "rembg", "grabcut", "none"] = Field(
-        "auto", description="Where masks come from; auto: masks/, else alpha, else rembg if installed, else GrabCut."
+        default="auto",
+        description="Where masks come from; auto: masks/, else alpha, else rembg if installed, else GrabCut.",
     )
-    up: UpAxis = Field("auto", description="Which axis of the input's world is up; auto: nearest the cameras' mean up.")
+    up: UpAxis = Field(
+        default="auto", description="Which axis of the input's world is up; auto: nearest the cameras' mean up."
+    )
     depth_unit_scale: float | None = Field(
-        None, gt=0, le=1e3, description="World units per step of the depth PNGs; null: the camera file's, else 0.001."
+        default=None,
+        gt=0,
+        le=1e3,
+        description="World units per step of the depth PNGs; null: the camera file's, else 0.001.",
     )
 
 
@@ -37,17 +45,17 @@ class Options(BaseModel):
 
     model: ModelName = "auto"
     refine: bool = Field(
-        False, description="Optimise a generative model's mesh against the views; kept only if better."
+        default=False, description="Optimise a generative model's mesh against the views; kept only if better."
     )
     preset: PresetName = "preview"
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     target_faces: int | None = Field(
-        None, ge=100, le=1_000_000, description="Triangles of the result; null: the preset's."
+        default=None, ge=100, le=1_000_000, description="Triangles of the result; null: the preset's."
     )
-    texture_size: int | None = Field(None, ge=256, le=4096, description="A power of two; null: the preset's.")
+    texture_size: int | None = Field(default=None, ge=256, le=4096, description="A power of two; null: the preset's.")
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("glb", "obj", "ply")
-    steps: int | None = Field(None, ge=1, le=100, description="Sampler steps of a generative model.")
-    cfg: float | None = Field(None, ge=0, le=20, description="Guidance strength of a generative model.")
+    steps: int | None = Field(default=None, ge=1, le=100, description="Sampler steps of a generative model.")
+    cfg: float | None = Field(default=None, ge=0, le=20, description="Guidance strength of a generative model.")
     multiimage_mode: Literal["stochastic", "multidiffusion"] = "stochastic"
     views: ViewRules = ViewRules()
 

@@ -6,11 +6,13 @@ several times faster: the first steps see a mesh of the final size.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from viewmesh.errors import EmptyReconstruction
+from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.hull import agreeing_views, voxel_centers
 from viewmesh.views.viewset import ViewSet
 
@@ -35,16 +37,18 @@ class Field:
 
 def initial_field(views: ViewSet, resolution: int = 96) -> Field:
     """The start of a fit from posed views. Raises EmptyReconstruction when the masks agree on no volume."""
+    assert views.cameras is not None, "the fit refuses views without cameras before it comes here"
     bounds = torch.tensor([[-HALF] * 3, [HALF] * 3])
     points = voxel_centers(resolution, bounds)
     masks = views.images[..., 3].float() / 255
     inside_count, seen_count = agreeing_views(views.cameras, masks, points)
-    # all but one in fifteen views must agree: one bad mask or pose must not erase the object
-    hull = (inside_count >= seen_count - (len(views) // 15)) & (seen_count > 0)
+    # all but one in fifteen views must agree: one bad mask or pose must not erase the object; and half of the views
+    # must see a point at all, or slivers appear where few cameras look
+    hull = (inside_count >= seen_count - (len(views) // 15)) & (seen_count >= len(views) / 2)
     if views.depths is not None:
         voxel = 2 * HALF / resolution
         distance = torch.full((len(points),), 3 * voxel)
-        distance[hull] = _fused(views, points[hull], trunc=3 * voxel)
+        distance[hull] = _fused(views.cameras, views.depths, points[hull], trunc=3 * voxel)
         hull = hull & (distance < 0)
     else:
         distance = None
@@ -53,7 +57,7 @@ def initial_field(views: ViewSet, resolution: int = 96) -> Field:
     if inside.sum() < 8:
         raise EmptyReconstruction(
             "The masks agree on no volume: no point of the scene lies inside the object in all views.",
-            hint="Check that masks and cameras belong together (OpenGL axes, world_from_camera) and that masks are right.",
+            hint="Check that masks and cameras belong together (OpenGL axes, world_from_camera).",
         )
     values = _signed_distance(inside) * (2 * HALF / resolution)
     if distance is not None:  # sub-voxel near the surfaces that depth has seen
@@ -67,7 +71,7 @@ def initial_field(views: ViewSet, resolution: int = 96) -> Field:
     return Field(values, low, high)
 
 
-def _fused(views: ViewSet, points: Tensor, trunc: float) -> Tensor:
+def _fused(cameras: Cameras, depths: Tensor, points: Tensor, trunc: float) -> Tensor:
     """Truncated signed distance (P,) of depth images at points (P, 3): Curless & Levoy 1996, negative inside.
 
     A point that every view has behind its surface is inside; one that a view sees well in front of it is outside.
@@ -75,13 +79,13 @@ def _fused(views: ViewSet, points: Tensor, trunc: float) -> Tensor:
     total = torch.zeros(len(points))
     weight = torch.zeros(len(points))
     in_front = torch.zeros(len(points), dtype=torch.bool)
-    H, W = views.depths.shape[-2:]
-    for n in range(len(views)):
-        pixels, z = views.cameras[n].project(points)
+    H, W = depths.shape[-2:]
+    for n in range(len(cameras)):
+        pixels, z = cameras[n].project(points)
         col, row = pixels[0, :, 0].floor().long(), pixels[0, :, 1].floor().long()
         visible = (z[0] > 0) & (col >= 0) & (col < W) & (row >= 0) & (row < H)
         depth = torch.zeros(len(points))
-        depth[visible] = views.depths[n, row[visible], col[visible]]
+        depth[visible] = depths[n, row[visible], col[visible]]
         known = depth > 0
         ahead = torch.where(known, depth - z[0].float(), 0)  # > 0: the point lies in front of the surface
         counts = known & (ahead > -trunc)
@@ -92,19 +96,19 @@ def _fused(views: ViewSet, points: Tensor, trunc: float) -> Tensor:
     return torch.where(in_front, torch.full_like(mean, trunc), mean)
 
 
-def _biggest(inside):
+def _biggest(inside: np.ndarray) -> np.ndarray:
     """The connected part with the most voxels, with closed cavities filled: what no view can see is solid."""
-    labels, count = ndimage.label(inside)
+    labels, count = ndimage.label(inside)  # pyright: ignore[reportGeneralTypeIssues]
     if count > 1:
         sizes = ndimage.sum_labels(inside, labels, range(1, count + 1))
         # parts of a tenth of the biggest stay: an object may truly come in pieces
         keep = [k + 1 for k in range(count) if sizes[k] >= 0.1 * sizes.max()]
-        inside = ndimage.binary_fill_holes((labels[..., None] == keep).any(-1))
-    return ndimage.binary_fill_holes(inside)
+        inside = (labels[..., None] == keep).any(-1)
+    return np.asarray(ndimage.binary_fill_holes(inside))
 
 
-def _signed_distance(inside) -> Tensor:
+def _signed_distance(inside: np.ndarray) -> Tensor:
     """Distance in voxels to the boundary of a boolean grid, negative inside; zero on the faces between voxels."""
-    out = ndimage.distance_transform_edt(~inside)
-    into = ndimage.distance_transform_edt(inside)
+    out = np.asarray(ndimage.distance_transform_edt(~inside))
+    into = np.asarray(ndimage.distance_transform_edt(inside))
     return torch.from_numpy((out - 0.5) * (out > 0) - (into - 0.5) * (into > 0)).float()

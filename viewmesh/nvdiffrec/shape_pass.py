@@ -115,9 +115,8 @@ def metrics(loss: Tensor, image: Picture, batch: Batch, faces: int) -> dict[str,
 
 
 def reseed(problem: Problem, variables: Variables) -> Moments:
-    """The field back at its start, grown by half a cell, and the optimiser's memory gone: never die of an empty mesh."""
+    """The field back at its start, grown by half a cell, and the optimiser's memory gone: an empty mesh is no end."""
     fresh = problem.shape.variables(problem.field)
     variables["sdf"].copy_(fresh["sdf"] - 0.5)
     variables["deform"].zero_()
     return zero_moments(variables)
-

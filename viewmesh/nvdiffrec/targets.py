@@ -58,7 +58,9 @@ def crop_to_object(views: ViewSet, size: int, device: torch.device | str, *, mar
     keeps the whole picture. Raises InputError when the views have no cameras.
     """
     if views.cameras is None:
-        raise InputError("The views have no cameras.", hint="Give cameras.json, the six-view rig, or let SfM pose them.")
+        raise InputError(
+            "The views have no cameras.", hint="Give cameras.json, the six-view rig, or let SfM pose them."
+        )
     crops, depths, boxes = [], [], []
     for n in range(len(views)):
         x, y, side = _square(views.images[n, ..., 3] > 127, margin)

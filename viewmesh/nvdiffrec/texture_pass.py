@@ -51,7 +51,7 @@ def texture_step(
 
 @torch.no_grad()
 def project(variables: Variables) -> None:
-    """Back to what is physical: colours in [0, 1], roughness away from a mirror, normals that face outwards, light >= 0."""
+    """Back to what is physical: colours in [0, 1], roughness away from a mirror, outward normals, light >= 0."""
     variables["base_color"].clamp_(0, 1)
     variables["orm"][..., 0].clamp_(0, 1)
     variables["orm"][..., 1].clamp_(0.1, 1)
@@ -94,6 +94,8 @@ def _loss(
     loss = image_loss(problem, leaves, image, batch, random)
     a, b = surface.vertices[surface.edges].unbind(1)
     edge = ((a - b) ** 2).sum(-1).mean()  # makes the weight independent of the mesh's density
-    loss = loss + preset.laplacian * losses.laplacian(leaves["offset"], surface.edges, surface.degree) / edge * (1 - 0.9 * t)
+    loss = loss + preset.laplacian * losses.laplacian(leaves["offset"], surface.edges, surface.degree) / edge * (
+        1 - 0.9 * t
+    )
     loss = loss + preset.material_smooth * extra[0] + preset.light_white * losses.neutral(leaves["light"])
     return loss, image

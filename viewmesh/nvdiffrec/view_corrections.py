@@ -10,7 +10,7 @@ from viewmesh.nvdiffrec.targets import Batch
 
 
 def corrections(preset: Preset, views: int, device: torch.device) -> Variables:
-    """`pose` (N, 6) rotation vector (radians) and translation (scene units); `exposure` (N, 3) natural log of a gain."""
+    """`pose` (N, 6) rotation vector (radians), translation (scene units); `exposure` (N, 3) natural log of a gain."""
     named = {}
     if preset.refine_pose:
         named["pose"] = torch.zeros(views, 6, device=device)

@@ -22,12 +22,12 @@ def material_at(variables: dict[str, Tensor], points: Tensor, half: float) -> tu
     Roughness starts at 0.6 and stays in [0.15, 1], metallic starts near 0.05: dielectric until the views say otherwise.
     """
     grid = (points / half)[None, None, None]
-    total = sum(
+    levels = [
         torch.nn.functional.grid_sample(v, grid, padding_mode="border", align_corners=False)
         for name, v in variables.items()
         if name.startswith("volume")
-    )
-    x = total.reshape(CHANNELS, -1).T * SPREAD  # (P, 5)
+    ]
+    x = torch.stack(levels).sum(0).reshape(CHANNELS, -1).T * SPREAD  # (P, 5)
     base_color = torch.sigmoid(x[:, :3])
     roughness = 0.15 + 0.85 * torch.sigmoid(x[:, 3:4] + 0.1)
     metallic = torch.sigmoid(x[:, 4:5] - 3.0)
