@@ -19,6 +19,7 @@ from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 from viewmesh.geometry.simplify import simplify
 from viewmesh.geometry.unwrap import unwrap
 from viewmesh.render.bake import dilate, sample_at, texel_map
+from viewmesh.render.tangent_space import from_tangent_space, into_tangent_space
 
 FORMAT = "viewmesh-reconstruction-1"
 
@@ -89,12 +90,12 @@ def reexport(
     )
     old_normals = vertex_normals(old.mesh.vertices, old.mesh.faces)
     old_tangents = vertex_tangents(old.mesh.vertices, old.mesh.faces, old_normals, old.uvs, old.uv_faces)
-    shading = _from_tangent_space(
+    shading = from_tangent_space(
         tangent_space, there.of(old_normals, old.mesh.faces), there.of(old_tangents, old.uv_faces)
     )
     normals = vertex_normals(new.vertices, new.faces)
     tangents = vertex_tangents(new.vertices, new.faces, normals, atlas.uvs, atlas.uv_faces)
-    local = _into_tangent_space(
+    local = into_tangent_space(
         shading, sample_at(texels, normals, new.faces)[valid], sample_at(texels, tangents, atlas.uv_faces)[valid]
     )
 
@@ -114,21 +115,3 @@ def _lookup(image: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
     grid = (uv * 2 - 1)[None, None].to(image)
     at = torch.nn.functional.grid_sample(image.permute(2, 0, 1)[None], grid, align_corners=False, padding_mode="border")
     return at[0, :, 0].T
-
-
-def _frame(normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
-    """(P, 3, 3) columns tangent, bitangent, normal, of interpolated normals (P, 3) and tangents (P, 4)."""
-    n = torch.nn.functional.normalize(normal, dim=-1)
-    t = torch.nn.functional.normalize(tangent[:, :3] - n * (n * tangent[:, :3]).sum(-1, keepdim=True), dim=-1)
-    b = torch.linalg.cross(n, t) * torch.where(tangent[:, 3:] < 0, -1.0, 1.0)
-    return torch.stack([t, b, n], -1)
-
-
-def _from_tangent_space(local: torch.Tensor, normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize((_frame(normal, tangent) @ local[..., None])[..., 0], dim=-1)
-
-
-def _into_tangent_space(shading: torch.Tensor, normal: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
-    local = (_frame(normal, tangent).mT @ shading[..., None])[..., 0]
-    local = torch.cat([local[:, :2], local[:, 2:].clamp(min=0.1)], -1)  # a normal map cannot look inwards
-    return torch.nn.functional.normalize(local, dim=-1)

@@ -213,7 +213,8 @@ def _boundary_loops(faces: np.ndarray, V: int) -> list[np.ndarray]:
     """Simple closed loops of boundary edges, each in the direction of the faces that they bound."""
     start, end = faces.ravel(), np.roll(faces, -1, 1).ravel()
     there, back = start * V + end, end * V + start
-    open_ = ~np.isin(there, back)
+    backs = np.sort(back)
+    open_ = backs[np.searchsorted(backs, there).clip(max=len(backs) - 1)] != there
     following: dict[int, list[int]] = {}
     for a, b in zip(start[open_].tolist(), end[open_].tolist(), strict=True):
         following.setdefault(a, []).append(b)
