@@ -150,7 +150,7 @@ def reconstruct(
                             source, out, options, device=device, resume=resume, progress=bar, cancelled=stop.is_set
                         )
             except Cancelled as error:
-                error.hint = f"viewmesh reconstruct {source} -o {out} --resume goes on from here."
+                error.hint = "The same command with --resume goes on from here."
                 raise
     report = json.loads(files["report.json"].read_text())
     if as_json:

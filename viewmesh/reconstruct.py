@@ -1,8 +1,10 @@
-"""The sentence of the whole library: prepare → generate → optimise → export. Files and clocks live here, maths does not.
+"""The sentence of the whole library: prepare → generate → optimise → export. Files and clocks live here, not maths.
 
 The command line runs `reconstruct`; the deployments run the same stages one by one.
 """
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from viewmesh.errors import InputError, MissingModel
+from viewmesh.errors import InputError, MissingModel, OptionError
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
 from viewmesh.nvdiffrec import fit
@@ -59,27 +61,30 @@ class Checkpoint:
     def options(self) -> Path:
         return self.folder / "options.json"
 
-    def open(self, options: Options, *, resume: bool) -> None:
-        """Makes the folder, or checks that what lies there was made with the same options."""
+    def open(self, source: Path, options: Options, *, resume: bool) -> None:
+        """Makes the folder, or checks that what lies there was made from the same input with the same options."""
+        asked = {"source": str(source.resolve()), "options": options.model_dump(mode="json")}
         if resume:
             if not self.options.exists():
-                raise InputError("There is nothing to resume here.", file=str(self.folder.parent))
-            if Options.model_validate_json(self.options.read_text()) != options:
                 raise InputError(
-                    "The stopped run had other options.",
+                    "There is nothing to resume here.",
                     file=str(self.folder.parent),
-                    hint="Give the same options as before, or start again without --resume.",
+                    hint="Name the folder of a stopped run, or start again without --resume.",
+                )
+            if self.options.read_text() != json.dumps(asked):
+                raise InputError(
+                    "The stopped run had another input or other options.",
+                    file=str(self.folder.parent),
+                    hint="Give the same as before, or start again without --resume.",
                 )
             return
         self.clear()
         self.folder.mkdir(parents=True)
-        self.options.write_text(options.model_dump_json(indent=2))
+        self.options.write_text(json.dumps(asked))
 
     def clear(self) -> None:
-        for path in (self.views, self.fit, self.options):
-            path.unlink(missing_ok=True)
         if self.folder.exists():
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)
 
 
 def reconstruct(
@@ -96,12 +101,12 @@ def reconstruct(
 
     Cancelled leaves a checkpoint in `folder`/.resume that the same call with resume=True goes on from.
     """
-    device = torch.device(device) if device else best_device()
+    device = best_device() if device is None else usable_device(device)
     model = chosen_model(options)
     watch = Stopwatch()
     checkpoint = Checkpoint(folder / ".resume")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.open(options, resume=resume)
+    checkpoint.open(source, options, resume=resume)
     with watch.stage("prepare"):
         views = prepare(source, options, checkpoint, progress=progress, cancelled=cancelled)
     with watch.stage("optimise"):
@@ -126,6 +131,16 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """Raises OptionError for a device that is not here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise OptionError(f"There is no device {name} here.", hint="Take cpu, or cuda where there is one.") from error
+    return device
+
+
 def chosen_model(options: Options) -> str:
     """Which model runs. Raises MissingModel for one that this installation cannot run."""
     if options.model in ("auto", "nvdiffrec"):
@@ -142,7 +157,9 @@ def prepare(
     if checkpoint.views.exists():
         return load_viewset(checkpoint.views)
     views = load_views(source, options.views, progress=progress, cancelled=cancelled)
-    save_viewset(views, checkpoint.views)
+    unfinished = checkpoint.views.with_suffix(".part")
+    save_viewset(views, unfinished)
+    unfinished.replace(checkpoint.views)
     return views
 
 
