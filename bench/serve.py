@@ -248,7 +248,7 @@ def malformed(service: RayService, count: int = 2000) -> None:
         if kind == 2:
             return http.post(URL, content=noise(300), headers={"content-type": "application/json"})
         if kind == 3:
-            return http.post(URL, files=files(), data={"options": noise(50).decode("latin-1")})
+            return http.post(URL, files=files(), data={"options": "{" + noise(50).decode("latin-1")})
         if kind == 4:
             return http.get(
                 f"{URL}/{job}{dice.choice(['', '/events', '/artifacts/x'])}", headers={"range": "bytes=9-1"}

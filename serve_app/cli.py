@@ -19,6 +19,14 @@ from viewmesh.errors import OptionError, ViewmeshError
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
 OBJECT_STORE_BYTES = 512 * 2**20  # jobs pass references, not arrays; Ray's default is a third of the memory
 
+RUN = """
+import ctypes, signal, sys
+if sys.platform == "linux":  # a parent that is killed must not leave a cluster behind: PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)
+from ray.serve.scripts import cli
+cli()
+"""
+
 config = typer.Typer(help="Check serve_config.yaml; make API keys.", no_args_is_help=True)
 
 
@@ -33,6 +41,7 @@ def serve(
     """Start the service on this machine, fitted to it, and stay until Ctrl-C."""
     with errors_as_sentences():
         file = write_adapted(config_file or DEFAULT_CONFIG, data, port=port, host=host, fake=fake)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         child = start(file, data, verbose=verbose)
         try:
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
@@ -210,7 +219,7 @@ def start(
         **os.environ,
         **(env or {}),
     }
-    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", "--address", address, str(file)]
+    command = [sys.executable, "-c", RUN, "run", "--address", address, str(file)]
     out = None if verbose else open(data / "serve.log", "ab")  # noqa: SIM115  (the child's)
     return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 

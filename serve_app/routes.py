@@ -53,11 +53,11 @@ DAY_S = 86400.0
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def service(request: Request) -> "Service":
+async def service(request: Request) -> "Service":  # async: FastAPI sends plain functions through a thread
     return request.app.state.service
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     return request.state.caller
 
 
