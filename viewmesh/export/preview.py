@@ -4,7 +4,6 @@ import math
 import tempfile
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 
@@ -46,6 +45,8 @@ def turntable_bytes(mesh: TexturedMesh, frames: int = FRAMES, side: int = SIDE) 
 
 def mp4_bytes(images: np.ndarray, rate: int = FRAMES_PER_SECOND) -> bytes:
     """images: (N, H, W, 3) uint8 with even sides."""
+    import av  # ffmpeg's libraries: nothing else wants them
+
     with tempfile.TemporaryDirectory(prefix="viewmesh-") as folder:
         path = Path(folder, "turntable.mp4")  # a real file: its index is moved to the front, so that it starts at once
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
