@@ -203,3 +203,24 @@ def test_vggt_poses_are_turned_to_our_axes():
     pixel, depth = cameras.project(torch.zeros(1, 3, dtype=torch.float64))
     torch.testing.assert_close(pixel[0, 0], torch.tensor([50.0, 50.0], dtype=torch.float64))
     assert depth.item() == pytest.approx(1)
+
+
+@pytest.mark.gpu
+def test_the_compiled_networks_give_what_the_uncompiled_give(folder):
+    model = Trellis.load(folder, device="cuda", dtype=torch.float32)
+    conditions = torch.randn(3, 21, 32, generator=seeded()).cuda()
+
+    def all_velocities():
+        flow, x = model.networks.structure_flow, torch.randn(1, 8, 4, 4, 4, generator=seeded()).cuda()
+        with torch.no_grad():
+            for views in (stages.fused_views, stages.multidiffusion_views):
+                for guided in (True, False):
+                    yield views(flow, conditions)(x, torch.tensor([400.0]).cuda(), guided=guided, step=0)[0]
+
+    before = list(all_velocities())
+    assert set(model.warm(multidiffusion=True)) == {"structure_flow", "latent_flow"}
+    torch.testing.assert_close(list(all_velocities()), before, rtol=1e-3, atol=1e-3)
+
+
+def test_warming_up_without_a_compiler_is_nothing(trellis):
+    assert trellis.warm() == {}

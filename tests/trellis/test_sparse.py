@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from viewmesh.trellis import conv_triton
 from viewmesh.trellis.sparse import Voxels, convolve, downsample, group_norm
 
 
@@ -78,6 +79,19 @@ def test_coarse_voxels_are_sorted_within_items():
     key = coarse.key
     assert (key[1:] > key[:-1]).all()
     assert sum(coarse.counts) == len(coarse)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("cin", "cout"), [(32, 32), (96, 96), (64, 192), (128, 128)])
+def test_the_triton_kernel_equals_its_torch_twin(cin, cout):
+    voxels = random_voxels(resolution=12)
+    generator = torch.Generator().manual_seed(1)
+    feats = torch.randn(len(voxels), cin, generator=generator)
+    weight, bias = torch.randn(cout, 3, 3, 3, cin, generator=generator) / 30, torch.randn(cout, generator=generator)
+    twin = convolve(feats, voxels.neighbors, weight, bias)
+    half = [t.cuda().half() for t in (feats, weight, bias)]
+    ours = conv_triton.convolve(half[0], voxels.neighbors.cuda(), half[1], half[2])
+    torch.testing.assert_close(ours.float().cpu(), twin, rtol=5e-3, atol=5e-3)
 
 
 def test_group_norm_is_per_item():

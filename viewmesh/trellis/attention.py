@@ -40,9 +40,14 @@ def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> T
 
 def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
-    if kv.shape[1] == kv.shape[2] == 1:
+    if len(counts) > 1:
+        return _attend_to_context(q, kv, counts)
+    N = kv.shape[2]
+    if N == 1:
         return attend(q, kv[:, 0, 0, 0], kv[:, 0, 0, 1])
-    return _attend_to_context(q, kv, counts)
+    many = q[:, None].expand(-1, N, -1, -1, -1).flatten(0, 1)  # all views in one call
+    k, v = kv[:, 0, :, 0].flatten(0, 1), kv[:, 0, :, 1].flatten(0, 1)
+    return attend(many, k, v).unflatten(0, (-1, N)).mean(1)
 
 
 # Opaque to the compiler: one compiled block then serves any number of items and views.

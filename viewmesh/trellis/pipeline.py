@@ -10,6 +10,7 @@ generate: preprocess → encode → structure (which voxels) → latents (what i
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,8 +37,11 @@ from viewmesh.trellis.warm import compile_flows
 from viewmesh.weights.store import local_folder
 
 T = TypeVar("T", bound=nn.Module)
+S = TypeVar("S")
+R = TypeVar("R")
 Images = Sequence[Image.Image] | Tensor
 MultiImage = Literal["stochastic", "multidiffusion"]
+ENCODED_AT_ONCE = 4  # views
 WORKSPACE_BYTES = 2 << 30  # activations of one request at 64³ with about 12,000 voxels, measured
 
 
@@ -112,9 +116,12 @@ class Trellis:
         """The defaults with a caller's wishes; `cfg` is the strength of both stages."""
         return with_wishes(self.defaults, steps, cfg, multiimage, gaussians)
 
-    def warm(self) -> dict[str, float]:
-        """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower."""
-        return compile_flows(self.networks, tokens=self.encoder.tokens)
+    def warm(self, *, multidiffusion: bool = False) -> dict[str, float]:
+        """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower.
+
+        multidiffusion: compile for that mode of several views, which runs uncompiled otherwise. A later call adds it.
+        """
+        return compile_flows(self.networks, tokens=self.encoder.tokens, passes=2 if multidiffusion else 1)
 
     @torch.no_grad()
     def generate(
@@ -148,12 +155,16 @@ class Trellis:
         return decoded(self.networks, latents, options.gaussians, clock, progress, cancelled, warnings)
 
     def encode(self, images: Images, cancelled: Callable[[], bool] = never) -> Tensor:
-        """Condition tokens (N, T, 1024) float32, one view at a time."""
+        """Condition tokens (N, T, 1024) float32; images are prepared in threads and encoded a few at a time."""
+
+        def prepared(named: tuple[str, Image.Image]) -> Tensor:
+            return image_tensor(trellis_image(named[1], size=self.encoder.image_size, name=named[0]))
+
+        pixels = torch.stack(in_threads(prepared, as_images(images)))
         tokens = []
-        for name, image in as_images(images):
+        for part in pixels.split(ENCODED_AT_ONCE):
             check(cancelled)
-            pixels = image_tensor(trellis_image(image, size=self.encoder.image_size, name=name))
-            tokens.append(image_condition(self.encoder, pixels[None].to(self.device)))
+            tokens.append(image_condition(self.encoder, part.to(self.device)))
         return torch.cat(tokens)
 
 
@@ -161,6 +172,12 @@ VIEW_MODES: dict[str, Callable[..., Velocity]] = {
     "stochastic": stages.stochastic_views,
     "multidiffusion": stages.multidiffusion_views,
 }
+
+
+def in_threads(function: Callable[[S], R], values: Sequence[S]) -> list[R]:
+    """The results in order; image libraries work outside the interpreter's lock."""
+    with ThreadPoolExecutor(min(8, len(values))) as pool:
+        return list(pool.map(function, values))
 
 
 class Stopwatch:

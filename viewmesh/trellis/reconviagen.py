@@ -27,6 +27,7 @@ from viewmesh.trellis.pipeline import (
     Stopwatch,
     as_images,
     decoded,
+    in_threads,
     load_encoder,
     load_networks,
     network_stem,
@@ -44,8 +45,8 @@ DEFAULTS = GenerateOptions(
     SamplerOptions(30, 7.5, (0.6, 1.0), 5.0, 0.7, "reconviagen"),
     SamplerOptions(12, 7.5, (0.6, 1.0), 3.0, 0.5, "reconviagen"),
 )
-BYTES_PER_VIEW = 260 << 20  # keys and values of 24 blocks, kept tokens and activations at 518²
-WORKSPACE_BYTES = 3 << 30
+BYTES_PER_VIEW = 160 << 20  # keys and values of 24 blocks, or tokens and activations at 518²; 150 MiB measured
+WORKSPACE_BYTES = 2 << 30
 OTHER_HEADS = r"(camera|point|depth|track)_head\."  # parts of the VGGT file that are not loaded
 
 
@@ -149,7 +150,8 @@ class ReconViaGen:
         if len(named) > 32:
             raise InputError(f"ReconViaGen takes 1 to 32 views, got {len(named)}.")
         size = self.encoder.image_size
-        return torch.stack([image_tensor(reconviagen_image(i, size=size, name=n)) for n, i in named]).to(self.device)
+        prepare = lambda view: image_tensor(reconviagen_image(view[1], size=size, name=view[0]))  # noqa: E731
+        return torch.stack(in_threads(prepare, named)).to(self.device)
 
     @torch.no_grad()
     def cameras(self, images: Images) -> Cameras:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewmesh.trellis import conv_triton
 from viewmesh.trellis.attention import WindowBucket, window_buckets
 
 GATHER_BYTES = 256 << 20  # the most that one step of a convolution gathers
@@ -167,11 +168,14 @@ def convolve(feats: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tens
     Cout = weight.shape[0]
     if Cout < C:
         per_tap = weight.reshape(Cout, 27, C).permute(1, 0, 2).reshape(27 * Cout, C)
-        spread = F.linear(feats, per_tap).reshape(S * 27, Cout)
-        spread = torch.cat([spread, spread.new_zeros(1, Cout)])
+        spread = feats.new_empty(S * 27 + 1, Cout)  # the last row is the neighbour that is not there
+        spread[-1] = 0
+        torch.mm(feats, per_tap.T, out=spread[:-1].view(S, 27 * Cout))
         tap = torch.arange(27, device=table.device, dtype=table.dtype)
         rows = torch.where(table < S, table * 27 + tap, S * 27)
         return F.embedding_bag(rows, spread, mode="sum") + bias
+    if conv_triton.can_run(feats, weight):
+        return conv_triton.convolve(feats, table, weight, bias)
     flat = weight.reshape(Cout, 27 * C)
     padded = torch.cat([feats, feats.new_zeros(1, C)])
     step = max(1, GATHER_BYTES // (27 * C * feats.element_size()))
@@ -185,9 +189,9 @@ def group_norm(feats: Tensor, counts: Sequence[int], groups: int, weight: Tensor
     """Group norm of (L, C) with statistics over each item's voxels, in float32, cast back."""
 
     def one(x: Tensor) -> Tensor:
-        grouped = x.float().reshape(len(x), groups, -1)
+        grouped = x.to(torch.float32, copy=True).reshape(len(x), groups, -1)
         var, mean = torch.var_mean(grouped, dim=(0, 2), keepdim=True, correction=0)
-        normal = ((grouped - mean) * torch.rsqrt(var + eps)).reshape(x.shape)
-        return (normal * weight + bias).to(x.dtype)
+        normal = grouped.sub_(mean).mul_(torch.rsqrt(var + eps)).reshape(x.shape)  # in place: the largest tensor here
+        return normal.mul_(weight).add_(bias).to(x.dtype)
 
     return one(feats) if len(counts) == 1 else torch.cat([one(x) for x in feats.split(list(counts))])

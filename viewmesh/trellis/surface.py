@@ -23,8 +23,7 @@ def surface_mesh(coords: Tensor, feats: Tensor, resolution: int) -> FlexiMesh:
     Raises EmptyReconstruction when no point is inside.
     """
     feats = feats.float()
-    voxel, order = point_key(coords, resolution).sort()
-    feats = feats[order]
+    voxel = point_key(coords, resolution)
     points, values, touching, corner_row = _point_values(voxel, feats, resolution)
     sdf = values[:, 0] - 1 / resolution  # as in training: the surface is drawn a little outwards
     grid, values, sdf, voxel_of_cube = _surface_grid(voxel, points, values, sdf, touching, corner_row, resolution)
@@ -67,7 +66,7 @@ def _surface_grid(
     around = key_point(rim, resolution)[:, None] - torch.tensor(CORNERS, device=rim.device)  # (R, 8, 3)
     around = around[((around >= 0) & (around < resolution)).all(-1)]
     empty = point_key(around, resolution).unique()
-    empty = empty[~_contains(voxel, empty)]
+    empty = empty[~_contains(voxel.sort().values, empty)]
 
     count = inside[corner_row].sum(1)
     mixed = ((count > 0) & (count < 8)).nonzero()[:, 0]  # voxels with surface

@@ -44,13 +44,12 @@ def texture(
     *,
     target_faces: int | None = None,
     texture_size: int | None = None,
-    rasterizer: Rasterizer | None = None,
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
 ) -> Textured:
     """mesh: dense, in [-0.5, 0.5]³, with linear vertex colours (grey without); on any device, the result is on the CPU.
 
-    target_faces, texture_size: None is 20,000 and 1024. rasterizer: decides what is hidden; None is the best there is.
+    target_faces, texture_size: None is 20,000 and 1024. Topology is worked on by the CPU, the bake runs where mesh is.
     Raises InvalidMesh, Cancelled.
     """
     seconds: dict[str, float] = {}
@@ -65,30 +64,30 @@ def texture(
         progress("texture", len(seconds), STEPS)
 
     with part("clean"):
-        dense = clean(mesh.validate(), rasterizer)
+        dense = clean(mesh.validate().to("cpu"))
     with part("simplify"):
-        surface = DenseSurface(dense)  # its tree grows beside the next two
-        light = simplify(Mesh(dense.vertices, dense.faces).to("cpu"), target_faces or TARGET_FACES)
+        surface = DenseSurface(dense.to(mesh.vertices.device))  # its tree grows beside the next two
+        light = simplify(Mesh(dense.vertices, dense.faces), target_faces or TARGET_FACES)
     with part("unwrap"):
         atlas = unwrap(light, size)
     with part("bake"):
         material = bake(light, atlas, surface, size)
-    light = Mesh(light.vertices, light.faces)
     return Textured(TexturedMesh(light, atlas.uvs, atlas.uv_faces, material).validate(), seconds)
 
 
-def clean(mesh: Mesh, rasterizer: Rasterizer | None = None) -> Mesh:
-    """Closed where it was nearly closed, without floaters and without what no camera around the object sees."""
+def clean(mesh: Mesh) -> Mesh:
+    """A mesh on the CPU closed where it was nearly closed, without floaters and without the components that no camera
+    around the object sees: the decoder draws the inner side of its shell of voxels too."""
     if not is_watertight(mesh):
-        mesh = fill_small_holes(weld(mesh.to("cpu")), SMALL_HOLE).to(mesh.vertices.device)
+        mesh = fill_small_holes(weld(mesh), SMALL_HOLE)
     mesh = drop_floaters(mesh)
     if int(components(mesh).max()) == 0:
         return mesh
-    return drop_hidden(mesh, visible_faces(mesh, rasterizer or get_rasterizer(mesh.vertices.device)))
+    return drop_hidden(mesh, visible_faces(mesh, get_rasterizer("cpu")))
 
 
 @torch.no_grad()
-def visible_faces(mesh: Mesh, rasterizer: Rasterizer, views: int = 60, size: int = 384) -> Tensor:
+def visible_faces(mesh: Mesh, rasterizer: Rasterizer, views: int = 32, size: int = 256) -> Tensor:
     """(F,) bool: some pixel of some of the cameras on a sphere around the unit cube shows the face."""
     poses = look_at(2.2 * fibonacci_sphere(views), torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
     around = pinhole(poses, 0.8, size, size)
