@@ -107,7 +107,7 @@ class Bar:
 @app.command()
 def reconstruct(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)],
     model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
     preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
     seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,

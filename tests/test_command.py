@@ -1,0 +1,284 @@
+"""The `viewmesh` command from outside: files, exit codes, JSON, Ctrl-C and --resume, on tiny views."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import synthetic_views as synthetic
+import torch
+from click.testing import Result
+from PIL import Image
+from tiny_command import shrink
+from typer.testing import CliRunner
+
+from serve_app.command import app
+from viewmesh import __version__
+from viewmesh.errors import EmptyReconstruction
+from viewmesh.nvdiffrec import memory, problem
+
+TESTS = Path(__file__).resolve().parent
+SIZE, FOCAL = 64, 96.0
+
+
+def viewmesh(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def told(result: Result, code: int) -> str:
+    """What a refused command wrote on standard error; nothing on standard output and no traceback."""
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("capture")
+    synthetic.write_views(folder, synthetic.around(12), size=(SIZE, SIZE), f=FOCAL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result]]:
+    """The folder of one reconstruction that nobody stopped, and what the command answered."""
+    out = tmp_path_factory.mktemp("made") / "deeper" / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        yield out, viewmesh("reconstruct", capture, "-o", out, "--json")
+
+
+# what it makes
+
+
+def test_reconstruct_writes_every_file_and_its_report(made: tuple[Path, Result], capture: Path):
+    out, result = made
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report == json.loads((out / "report.json").read_text())
+    files = {p.name for p in out.iterdir()}
+    assert files == set(report["files"])
+    assert files >= {"mesh.glb", "mesh.obj", "mesh.mtl", "texture.png", "mesh.ply", "environment.hdr", "thumbnail.png"}
+    assert not (out / ".resume").exists()
+    assert (report["version"], report["model"], report["preset"], report["seed"]) == (
+        __version__, "nvdiffrec", "preview", 0,
+    )  # fmt: skip
+    assert report["input_views"] == 12
+    assert 100 < report["faces"] <= 400
+    assert report["quality"]["mask_iou"] > 0.93
+    assert report["quality"]["psnr_db"] > 20
+    assert list(report["seconds"]) == ["prepare", "optimise", "export"]
+
+
+def test_the_words_of_a_run_that_prints_no_json(tiny: None, capture: Path, tmp_path: Path):
+    result = viewmesh("reconstruct", capture, "-o", tmp_path, "--formats", "stl", "--target-faces", 200)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert f"{report['faces']} faces" in result.stderr
+    assert report["faces"] <= 200
+    assert not (tmp_path / "mesh.glb").exists()
+
+
+def test_render_agrees_with_the_input_views(made: tuple[Path, Result], capture: Path, tmp_path: Path):
+    out, _ = made
+    result = viewmesh("render", out, "--cameras", capture / "cameras.json", "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "12 views" in result.stderr
+    unit = json.loads((tmp_path / "depth.json").read_text())["depth_unit_scale"]
+    for n, pose in enumerate(synthetic.around(12)):
+        rgba, z = synthetic.render(pose, FOCAL, SIZE, SIZE)
+        picture = Image.open(tmp_path / f"view_{n:03d}.png")
+        assert (picture.mode, picture.size) == ("RGBA", (SIZE, SIZE))
+        ours, theirs = np.asarray(picture)[..., 3] > 127, rgba[..., 3] > 127
+        assert (ours & theirs).sum() / (ours | theirs).sum() > 0.9
+        stored = cv2.imread(str(tmp_path / f"depth_{n:03d}.png"), cv2.IMREAD_UNCHANGED)
+        assert stored is not None
+        assert stored.dtype == np.uint16
+        depth = stored * unit
+        both = (depth > 0) & (z > 0)
+        assert both.sum() > 0.85 * (z > 0).sum()
+        assert np.median(np.abs(depth - z)[both]) < 0.03
+
+
+def test_six_views_of_the_sample_reconstruct(tiny: None, tmp_path: Path):
+    from viewmesh.sample.capture import write_sample
+
+    write_sample(tmp_path / "sample", size=64, samples=1, parts=("six",))
+    folder = next(p.parent for p in (tmp_path / "sample").rglob("views") if p.is_dir())
+    result = viewmesh("reconstruct", folder, "-o", tmp_path / "out", "--rig", "canonical6", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["quality"]["mask_iou"] > 0.8
+
+
+def test_doctor():
+    found = json.loads(viewmesh("doctor", "--json").stdout)
+    assert {"Python", "torch", "CPU", "numba", "xatlas", "Disk"} <= {f["what"] for f in found}
+    assert {f["state"] for f in found} <= {"ok", "optional", "problem"}
+    assert all(f["remedy"] for f in found if f["state"] == "problem")
+    result = viewmesh("doctor")
+    assert result.exit_code == int(any(f["state"] == "problem" for f in found))
+    assert all(f"{f['what']}: " in result.stdout for f in found)
+
+
+# what it imports
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["reconstruct", "--help"], ["serve", "--help"], ["weights", "list", "--help"]]
+)
+def test_help_is_instant(words: list[str]):
+    script = f"""
+import sys
+from serve_app.command import main
+sys.argv = {["viewmesh", *words]}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = {{"torch", "ray", "numba", "scipy", "cv2", "fastapi", "dbos"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "viewmesh" in done.stdout
+
+
+# what it refuses
+
+
+def test_no_such_source(tmp_path: Path):
+    assert "does not exist" in told(viewmesh("reconstruct", tmp_path / "absent", "-o", tmp_path / "out"), 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(capture: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    assert "file" in told(viewmesh("reconstruct", capture, "-o", tmp_path / "file"), 2)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_bad_input_is_one_sentence_and_a_hint(tmp_path: Path):
+    synthetic.write_views(tmp_path / "bad", synthetic.around(4))
+    (tmp_path / "bad" / "views" / "view_02.png").write_bytes(b"no picture")
+    words = told(viewmesh("reconstruct", tmp_path / "bad", "-o", tmp_path / "out"), 2)
+    assert words.startswith("viewmesh: views/view_02.png: ")
+    assert "Traceback" not in words
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--preset", "fast"), ("--formats", "glb,doc"), ("--formats", ""), ("--texture-size", "1000"),
+     ("--target-faces", "3"), ("--seed", "-1"), ("--model", "other"), ("--mask", "magic"), ("--up", "w"),
+     ("--device", "nonsense"), ("--device", "cuda:99")],
+)  # fmt: skip
+def test_a_bad_option_names_itself(option: str, value: str, capture: Path, tmp_path: Path):
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", option, value), 2)
+    assert option.strip("-").replace("-", "_") in words
+    assert "Traceback" not in words
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_weights_are_missing(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VIEWMESH_WEIGHTS", str(tmp_path / "none"))
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", "--model", "trellis"), 3)
+    assert "viewmesh weights download trellis" in words
+
+
+def test_out_of_memory_gives_both_figures(tiny: None, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "memory_free", lambda device: 2**28)
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path, "--device", "cpu"), 4)
+    assert "GiB on cpu, 0.2 GiB are free" in words
+    assert "smaller preset" in words
+
+
+def test_nothing_to_mesh(tiny: None, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def empty(views: object) -> None:
+        raise EmptyReconstruction("The masks agree on no volume.", hint="Check the masks.")
+
+    monkeypatch.setattr(problem, "initial_field", empty)
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path), 5)
+    assert words == "viewmesh: The masks agree on no volume.\n  Check the masks.\n"
+
+
+def test_render_of_what_is_no_result(capture: Path, tmp_path: Path):
+    words = told(viewmesh("render", tmp_path, "--cameras", capture / "cameras.json", "-o", tmp_path / "out"), 2)
+    assert "reconstruction.safetensors" in words
+
+
+# stopping and going on
+
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+import torch
+torch.set_num_threads({{threads}})
+from tiny_command import shrink
+shrink(setattr)
+from viewmesh import reconstruct
+reconstruct.SLICE_S = reconstruct.CHECKPOINT_EVERY_S = 0.0  # a checkpoint after every step
+from serve_app.command import main
+sys.argv = {{words}}
+main()
+"""
+
+
+def test_ctrl_c_leaves_what_resume_goes_on_from(tiny: None, made: tuple[Path, Result], capture: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    words = ["reconstruct", str(capture), "-o", str(out)]
+    code = DRIVER.format(threads=torch.get_num_threads(), words=["viewmesh", *words])
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 90
+        while not (out / ".resume" / "fit.safetensors").exists() and child.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, told_so = child.communicate(timeout=90)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 130, told_so
+    assert "Stopping after this step" in told_so
+    assert "--resume goes on from here" in told_so
+    assert "Traceback" not in told_so
+    assert not (out / "report.json").exists()
+    (out / ".resume" / "fit.safetensors.part").write_bytes(b"what a kill would leave")
+
+    refused = told(viewmesh(*words, "--resume", "--seed", "1"), 2)
+    assert "other options" in refused
+    other = told(viewmesh("reconstruct", capture / "views", "-o", out, "--resume"), 2)
+    assert "another input" in other
+
+    result = viewmesh(*words, "--resume")
+    assert result.exit_code == 0, result.output
+    undisturbed, _ = made
+    for name in ("mesh.ply", "mesh.obj", "texture.png", "environment.hdr"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert not (out / ".resume").exists()
+
+
+def test_nothing_to_resume(capture: Path, tmp_path: Path):
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", "--resume"), 2)
+    assert "nothing to resume" in words
+
+
+def test_a_new_run_forgets_the_stopped_one(tiny: None, made: tuple[Path, Result], capture: Path, tmp_path: Path):
+    (tmp_path / ".resume").mkdir()
+    for name in ("fit.safetensors", "fit.safetensors.part", "views.safetensors", "options.json"):
+        (tmp_path / ".resume" / name).write_bytes(b"of another day")
+    result = viewmesh("reconstruct", capture, "-o", tmp_path, "--formats", "ply")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "mesh.ply").read_bytes() == (made[0] / "mesh.ply").read_bytes()

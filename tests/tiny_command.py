@@ -1,0 +1,35 @@
+"""Makes `viewmesh reconstruct` small enough for tests: one preset of a few seconds, previews of a few frames."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from viewmesh import reconstruct
+from viewmesh.export import write
+from viewmesh.nvdiffrec import problem
+from viewmesh.nvdiffrec.initial import initial_field
+from viewmesh.nvdiffrec.presets import Preset, preset
+
+
+def tiny_preset(
+    name: Any,
+    device: Any,
+    *,
+    target_faces: int | None = None,
+    texture_size: int | None = None,
+    refine_cameras: bool = False,
+) -> Preset:
+    return replace(
+        preset(name, device, refine_cameras=refine_cameras), lattice=14, shape_steps=24, shape_size=48, volume=(8, 16),
+        light_size=8, texture_steps=8, texture_crop=64, target_faces=target_faces or 400,
+        texture_size=texture_size or 64,
+    )  # fmt: skip
+
+
+def shrink(setattr: Callable[[object, str, Any], None]) -> None:
+    """setattr: the builtin, or a MonkeyPatch's that puts everything back."""
+    setattr(reconstruct, "preset", tiny_preset)
+    setattr(problem, "initial_field", partial(initial_field, resolution=40))
+    setattr(write, "turntable_bytes", partial(write.turntable_bytes, frames=2, side=64))
+    setattr(write, "thumbnail_bytes", partial(write.thumbnail_bytes, side=64))
