@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from viewmesh.errors import OptionError
+
 ModelName = Literal["auto", "nvdiffrec", "trellis", "reconviagen"]
 PresetName = Literal["preview", "standard", "high"]
-Format = Literal["glb", "obj", "ply", "stl", "usdz"]
+Format = Literal["glb", "obj", "ply", "stl", "usdz", "gaussian_ply"]
+GAUSSIAN_PLY = "gaussian_ply"
 UpAxis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
@@ -58,6 +61,15 @@ class Options(BaseModel):
     cfg: float | None = Field(default=None, ge=0, le=20, description="Guidance strength of a generative model.")
     multiimage_mode: Literal["stochastic", "multidiffusion"] = "stochastic"
     views: ViewRules = ViewRules()
+
+    def for_model(self, model: str) -> "Options":
+        """The same options with the model that runs. Raises OptionError for what that model cannot do."""
+        if model == "nvdiffrec" and GAUSSIAN_PLY in self.formats:
+            raise OptionError(
+                f"The format {GAUSSIAN_PLY} is not one that nvdiffrec can make: it has no Gaussians.",
+                hint="Use the model trellis or reconviagen, or leave the format out.",
+            )
+        return self.model_copy(update={"model": model})
 
     @field_validator("texture_size")
     @classmethod

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from viewmesh.geometry.camera import similarity_scale
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import TexturedMesh
 from viewmesh.views.viewset import ViewSet
 
@@ -17,6 +18,7 @@ class Reconstruction:
     mesh: in the frame "scene" (+y up, the object within the unit cube), with its environment.
     views: what it was made from, cameras in the scene frame; None where nothing is to be measured against them.
     world_from_scene: (4, 4) float64 similarity; the world is the frame of the input's cameras.
+    gaussians: in the frame "scene", of a model that makes them and was asked to.
     seconds: per stage, in the order they ran. weights_revision: of a pretrained model, "" if there is none.
     """
 
@@ -31,6 +33,7 @@ class Reconstruction:
     weights_revision: str = ""
     licence_notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    gaussians: Gaussians | None = None
 
     @property
     def world_from_mesh(self) -> Tensor:
@@ -51,6 +54,14 @@ class Reconstruction:
         """The mesh in the frame that files are in, on the CPU."""
         mesh = to_cpu(self.mesh)
         return mesh.transformed(self.mesh_from_scene)
+
+    @property
+    def output_gaussians(self) -> Gaussians | None:
+        """The Gaussians in the frame that files are in."""
+        if self.gaussians is None:
+            return None
+        m = self.mesh_from_scene
+        return self.gaussians.scaled(float(similarity_scale(m)), m[:3, 3])
 
 
 def to_cpu(mesh: TexturedMesh) -> TexturedMesh:

@@ -13,6 +13,7 @@ from viewmesh.errors import InputError
 from viewmesh.export.files import write_whole
 from viewmesh.export.images import dequantised, png, quantised, unpng
 from viewmesh.export.result import Reconstruction, to_cpu
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 from viewmesh.geometry.nearest import NearestSurface
 from viewmesh.geometry.normals import vertex_normals, vertex_tangents
@@ -35,6 +36,8 @@ def save_reconstruction(result: Reconstruction, path: Path) -> Path:
     }  # fmt: skip
     if mesh.environment is not None:
         tensors["environment"] = mesh.environment
+    if result.gaussians is not None:
+        tensors |= {f"gaussians.{name}": tensor for name, tensor in result.gaussians.tensors().items()}
     facts = {
         name: getattr(result, name)
         for name in ("model", "preset", "seed", "seconds", "device", "weights_revision", "licence_notes", "warnings")
@@ -58,7 +61,9 @@ def load_reconstruction(path: Path) -> Reconstruction:
         ).validate()  # fmt: skip
         for name in ("licence_notes", "warnings"):
             facts[name] = tuple(facts[name])
-        return Reconstruction(mesh=mesh, world_from_scene=tensors["world_from_scene"], **facts)
+        splats = {k.removeprefix("gaussians."): t for k, t in tensors.items() if k.startswith("gaussians.")}
+        gaussians = Gaussians(**splats) if splats else None
+        return Reconstruction(mesh=mesh, world_from_scene=tensors["world_from_scene"], gaussians=gaussians, **facts)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             "is not a stored reconstruction.", file=str(path), hint="Give a file that viewmesh wrote as *.safetensors."

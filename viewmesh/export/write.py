@@ -18,12 +18,15 @@ from viewmesh.export.plain import ply_bytes, stl_bytes
 from viewmesh.export.preview import thumbnail_bytes, turntable_bytes
 from viewmesh.export.report import report_of
 from viewmesh.export.result import Reconstruction
+from viewmesh.export.splats import gaussian_ply_bytes
 from viewmesh.export.store import save_reconstruction
 from viewmesh.export.usdz import usdz_bytes
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import TexturedMesh
+from viewmesh.options import GAUSSIAN_PLY
 from viewmesh.progress import Progress, silent
 
-FORMATS = ("glb", "obj", "ply", "stl", "usdz")
+FORMATS = ("glb", "obj", "ply", "stl", "usdz", GAUSSIAN_PLY)
 STORED = "reconstruction.safetensors"
 
 
@@ -45,6 +48,11 @@ def export(
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise OptionError(f"There is no format {unknown[0]}.", hint=f"One of {', '.join(FORMATS)}.")
+    if GAUSSIAN_PLY in formats and result.gaussians is None:
+        raise OptionError(
+            f"The format {GAUSSIAN_PLY} needs Gaussians, and this result of {result.model} has none.",
+            hint=f"Ask trellis or reconviagen for {GAUSSIAN_PLY} when the reconstruction is made.",
+        )
     began = time.monotonic()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +65,9 @@ def export(
 
     for step, kind in enumerate(formats, 1):
         progress("export", step, steps)
-        files = encode(output, kind)
-        check_file(f"mesh.{kind}", files, output)
+        files = encode(output, kind, result.output_gaussians)
+        if kind != GAUSSIAN_PLY:
+            check_file(f"mesh.{kind}", files, output)
         put(files)
     progress("export", steps - 2, steps)
     if output.environment is not None:
@@ -76,8 +85,10 @@ def export(
     return written
 
 
-def encode(output: TexturedMesh, kind: str) -> dict[str, bytes]:
+def encode(output: TexturedMesh, kind: str, gaussians: Gaussians | None = None) -> dict[str, bytes]:
     """The files of one format, by name, of a mesh on the CPU in the frame that files are in."""
+    if kind == GAUSSIAN_PLY and gaussians is not None:
+        return {"gaussians.ply": gaussian_ply_bytes(gaussians)}
     if kind == "obj":
         return obj_files(output)
     writer = {"glb": glb_bytes, "ply": ply_bytes, "stl": stl_bytes, "usdz": usdz_bytes}[kind]

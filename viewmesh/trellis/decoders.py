@@ -1,13 +1,13 @@
 """From structured latents to Gaussians and to the 101 channels per fine voxel that become a mesh."""
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.trellis.layers import position_embedding
 from viewmesh.trellis.slat_flow import SubmanifoldConv
 from viewmesh.trellis.sparse import SparseTensor, Voxels, group_norm
@@ -46,35 +46,6 @@ class WindowTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             h = block(h, x.voxels.windows(self.window_size, self.window_size // 2 * (i % 2)))
         return h
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """G Gaussians in [-0.5, 0.5]³, +z up.
-
-    centers (G, 3); colors (G, 3) sRGB, about [0, 1]; scales (G, 3) standard deviations; rotations (G, 4) unit
-    quaternions, w first; opacities (G,) in [0, 1].
-    """
-
-    centers: Tensor
-    colors: Tensor
-    scales: Tensor
-    rotations: Tensor
-    opacities: Tensor
-
-    def rotated(self, rotation: Tensor) -> "Gaussians":
-        """In a frame turned by a (3, 3) rotation."""
-        r = rotation.to(self.centers)
-        w = (1 + r.trace()).clamp(min=0).sqrt() / 2
-        turn = torch.stack([w, *((r.mT - r)[[1, 2, 0], [2, 0, 1]] / (4 * w))])
-        return replace(self, centers=self.centers @ r.mT, rotations=_quaternion_product(turn, self.rotations))
-
-
-def _quaternion_product(a: Tensor, b: Tensor) -> Tensor:
-    """Hamilton product of (4,) and (G, 4), w first: the turn b, then the turn a."""
-    w, v = b[:, :1], b[:, 1:]
-    scalar = a[0] * w - (v * a[1:]).sum(-1, keepdim=True)
-    return torch.cat([scalar, a[0] * v + w * a[1:] + torch.linalg.cross(a[1:].expand_as(v), v)], -1)
 
 
 class SLatGaussianDecoder(WindowTransformer):
