@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import synthetic_views as synthetic
 import torch
-from click.testing import Result
 from PIL import Image
 from tiny_command import shrink
 from typer.testing import CliRunner
@@ -25,6 +25,7 @@ from viewmesh.nvdiffrec import memory, problem
 
 TESTS = Path(__file__).resolve().parent
 SIZE, FOCAL = 64, 96.0
+Result = Any  # typer may bring a click of its own, so its Result has no name here
 
 
 def viewmesh(*words: object) -> Result:
