@@ -113,11 +113,17 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
     target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
     texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
-    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz.")] = "glb,obj,ply",
+    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz,gaussian_ply.")] = "glb,obj,ply",
     rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
     cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
     mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
     up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Sampler steps of a generative model.")] = None,
+    cfg: Annotated[float | None, typer.Option(help="Guidance strength of a generative model.")] = None,
+    multiimage_mode: Annotated[str, typer.Option(help="trellis: stochastic or multidiffusion.")] = "stochastic",
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of the generative model's weights, if not the downloaded ones.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a stopped run left off.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
@@ -130,6 +136,7 @@ def reconstruct(
     given = {
         "model": model, "preset": preset, "seed": seed, "target_faces": target_faces, "texture_size": texture_size,
         "formats": tuple(formats.split(",")), "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
+        "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
     }  # fmt: skip
     with errors_as_sentences():
         try:
@@ -140,14 +147,24 @@ def reconstruct(
             raise OptionError(f"{name}: {first['msg']}.", hint="See viewmesh reconstruct --help.") from error
         from viewmesh.reconstruct import reconstruct as run
 
+        places = {options.model: weights} if weights else {}
         with interruptible() as stop:
             try:
                 if as_json or not sys.stderr.isatty():
-                    files = run(source, out, options, device=device, resume=resume, cancelled=stop.is_set)
+                    files = run(
+                        source, out, options, device=device, weights=places, resume=resume, cancelled=stop.is_set
+                    )
                 else:
                     with Bar() as bar:
                         files = run(
-                            source, out, options, device=device, resume=resume, progress=bar, cancelled=stop.is_set
+                            source,
+                            out,
+                            options,
+                            device=device,
+                            weights=places,
+                            resume=resume,
+                            progress=bar,
+                            cancelled=stop.is_set,
                         )
             except Cancelled as error:
                 error.hint = "The same command with --resume goes on from here."

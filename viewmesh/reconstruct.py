@@ -13,16 +13,19 @@ from pathlib import Path
 
 import torch
 
-from viewmesh.errors import InputError, MissingModel, OptionError
+from viewmesh.choose import Choice, after_no_poses, choose
+from viewmesh.errors import InputError, MissingModel, OptionError, PoseError
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
+from viewmesh.generate import Made, generate, load_model
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import preset
 from viewmesh.options import Options
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.views.archive import load_viewset, save_viewset
-from viewmesh.views.load import load_views
+from viewmesh.views.load import load_views, survey
 from viewmesh.views.viewset import ViewSet
+from viewmesh.weights.ready import DOWNLOADED, GENERATIVE, Places, licence_notes, readiness, revision, vram_bytes
 
 CHECKPOINT_EVERY_S = 20.0
 SLICE_S = 2.0  # how long the fit runs before it looks whether somebody wants it to stop
@@ -93,34 +96,47 @@ def reconstruct(
     options: Options = Options(),
     *,
     device: torch.device | str | None = None,
+    weights: Places = DOWNLOADED,
     resume: bool = False,
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
 ) -> dict[str, Path]:
     """A view set (folder or zip) in, the files of design.md's "Output" in `folder` out; returns them by name.
 
+    weights: where a generative model's weights lie, by set, if not where `viewmesh weights download` puts them.
     Cancelled leaves a checkpoint in `folder`/.resume that the same call with resume=True goes on from.
     """
     device = best_device() if device is None else usable_device(device)
-    model = chosen_model(options)
     watch = Stopwatch()
     checkpoint = Checkpoint(folder / ".resume")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.open(source, options, resume=resume)
+    asked = {"progress": progress, "cancelled": cancelled}
     with watch.stage("prepare"):
-        views = prepare(source, options, checkpoint, progress=progress, cancelled=cancelled)
-    with watch.stage("optimise"):
-        mesh = optimise(views, options, checkpoint, device=device, progress=progress, cancelled=cancelled)
+        views, choice = prepare(source, options, checkpoint, device=device, weights=weights, **asked)
+        options = options.for_model(choice.model)
+    if choice.model == "nvdiffrec":
+        with watch.stage("optimise"):
+            made = Made(optimise(views, options, checkpoint, device=device, **asked), None)
+    else:
+        with watch.stage("load"):
+            model = load_model(choice.model, device, weights)
+        with watch.stage("generate"):
+            made = generate(model, views, options, **asked)
     result = Reconstruction(
-        mesh=mesh,
+        mesh=made.mesh,
         views=views,
         world_from_scene=views.world_from_scene,
-        model=model,
+        model=choice.model,
         preset=options.preset,
         seed=options.seed,
-        seconds=watch.seconds,
+        seconds={**watch.seconds, **{f"generate.{part}": s for part, s in made.seconds.items()}},
         device=str(device),
-        warnings=views.warnings,
+        weights_revision=revision(choice.model, weights),
+        licence_notes=licence_notes(choice.model),
+        warnings=(*views.warnings, *made.warnings),
+        gaussians=made.gaussians,
+        chosen_because=choice.because,
     )
     files = export(result, folder, options.formats, progress=progress)
     checkpoint.clear()
@@ -141,26 +157,64 @@ def usable_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def chosen_model(options: Options) -> str:
-    """Which model runs. Raises MissingModel for one that this installation cannot run."""
-    if options.model in ("auto", "nvdiffrec"):
-        return "nvdiffrec"
-    raise MissingModel(
-        f"The model {options.model} is not installed here.", hint=f"viewmesh weights download {options.model}"
-    )
-
-
 def prepare(
-    source: Path, options: Options, checkpoint: Checkpoint, *, progress: Progress, cancelled: Callable[[], bool]
-) -> ViewSet:
-    """The checked, posed, masked and normalised views; from the checkpoint when it has them already."""
+    source: Path,
+    options: Options,
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    weights: Places,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> tuple[ViewSet, Choice]:
+    """The checked, masked and (for an optimiser) posed views, and the model that will run on them; from the checkpoint
+    when it has them already. Raises OptionError or MissingModel before any work if the model cannot run here."""
     if checkpoint.views.exists():
-        return load_viewset(checkpoint.views)
-    views = load_views(source, options.views, progress=progress, cancelled=cancelled)
+        views = load_viewset(checkpoint.views)
+        resumed = Choice("nvdiffrec" if views.cameras is not None else "trellis", "as before the run was stopped")
+        return views, resumed if options.model == "auto" else Choice(options.model)
+    choice = chosen_model(source, options, device, weights)
+    options.for_model(choice.model)
+    try:
+        views = read(source, options, choice, progress, cancelled)
+    except PoseError as error:
+        if options.model != "auto":
+            raise
+        if not can_generate(device, weights):
+            error.hint = (
+                f"{error.hint} The model trellis needs no cameras (viewmesh weights download trellis, and a GPU)."
+            )
+            raise
+        choice = after_no_poses(str(error))
+        views = read(source, options, choice, progress, cancelled)
     unfinished = checkpoint.views.with_suffix(".part")
     save_viewset(views, unfinished)
     unfinished.replace(checkpoint.views)
-    return views
+    return views, choice
+
+
+def chosen_model(source: Path, options: Options, device: torch.device, weights: Places) -> Choice:
+    """Which model runs. Raises MissingModel for one that this installation cannot run, OptionError for an optimiser
+    that is to do without cameras."""
+    if options.model == "auto":
+        count, cameras = survey(source, options.views)
+        return choose(count, cameras, generative=can_generate(device, weights))
+    if options.model == "nvdiffrec" and options.views.cameras == "none":
+        raise OptionError("nvdiffrec needs cameras.", hint="Use cameras: auto, or the model trellis.")
+    if options.model in GENERATIVE and not (state := readiness(options.model, weights)).ready:
+        raise MissingModel(state.reason, hint=state.hint)
+    return Choice(options.model)
+
+
+def can_generate(device: torch.device, weights: Places) -> bool:
+    """Whether trellis has its weights and a CUDA device with the memory for it; on a CPU it would take an hour."""
+    if device.type != "cuda" or not readiness("trellis", weights).ready:
+        return False
+    return torch.cuda.mem_get_info(device)[0] >= vram_bytes("trellis", weights)
+
+
+def read(source: Path, options: Options, choice: Choice, progress: Progress, cancelled: Callable[[], bool]) -> ViewSet:
+    return load_views(source, options.for_model(choice.model).view_rules, progress=progress, cancelled=cancelled)
 
 
 def optimise(

@@ -35,6 +35,7 @@ class Report(BaseModel):
 
     version: str = Field(description="Of viewmesh.")
     model: str
+    chosen_because: str = Field("", description="Why this model ran; empty where the caller named it.")
     preset: str
     seed: int
     device: str
@@ -64,6 +65,7 @@ def report_of(result: Reconstruction, output: TexturedMesh, files: list[str]) ->
     return Report(
         version=__version__,
         model=result.model,
+        chosen_because=result.chosen_because,
         preset=result.preset,
         seed=result.seed,
         device=result.device,

@@ -19,6 +19,7 @@ class Reconstruction:
     views: what it was made from, cameras in the scene frame; None where nothing is to be measured against them.
     world_from_scene: (4, 4) float64 similarity; the world is the frame of the input's cameras.
     gaussians: in the frame "scene", of a model that makes them and was asked to.
+    chosen_because: why this model ran, if nobody named it.
     seconds: per stage, in the order they ran. weights_revision: of a pretrained model, "" if there is none.
     """
 
@@ -34,6 +35,7 @@ class Reconstruction:
     licence_notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     gaussians: Gaussians | None = None
+    chosen_because: str = ""
 
     @property
     def world_from_mesh(self) -> Tensor:

@@ -40,7 +40,17 @@ def save_reconstruction(result: Reconstruction, path: Path) -> Path:
         tensors |= {f"gaussians.{name}": tensor for name, tensor in result.gaussians.tensors().items()}
     facts = {
         name: getattr(result, name)
-        for name in ("model", "preset", "seed", "seconds", "device", "weights_revision", "licence_notes", "warnings")
+        for name in (
+            "model",
+            "preset",
+            "seed",
+            "seconds",
+            "device",
+            "weights_revision",
+            "licence_notes",
+            "warnings",
+            "chosen_because",
+        )
     }
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}  # the format shares no memory
     return write_whole(Path(path), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))

@@ -92,6 +92,13 @@ def load_views(
     return views if views.cameras is None else _normalised(views, rules, hints)
 
 
+def survey(source: Path, rules: ViewRules, *, limits: Limits = Limits()) -> tuple[int, CameraSource | None]:
+    """How many views there are and where their cameras would come from; no image is opened. Raises like load_views."""
+    with _work_folder(None) as work, _opened(Path(source), limits, work) as folder:
+        plan = plan_views(folder, rules, limits)
+        return len(plan.views), plan.camera_source
+
+
 @dataclass(frozen=True)
 class Hints:
     """What is known of the scene besides its views, in world units. aabb: (2, 3), declared. up: (3,).

@@ -1,0 +1,156 @@
+"""A generative model from views to a textured mesh: load it, run it, texture what it made.
+
+The one place that knows both generative models; `reconstruct` and the deployment run it. What the weights are and where
+they lie is viewmesh.weights' business.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from viewmesh.errors import InputError, MissingModel
+from viewmesh.geometry.gaussians import Gaussians
+from viewmesh.geometry.mesh import Mesh, TexturedMesh
+from viewmesh.options import GAUSSIAN_PLY, Options
+from viewmesh.progress import Progress, never, silent
+from viewmesh.trellis.pipeline import Generated, Trellis
+from viewmesh.trellis.reconviagen import ReconViaGen
+from viewmesh.trellis.texturing import STEPS as TEXTURE_STEPS
+from viewmesh.trellis.texturing import texture
+from viewmesh.views.viewset import ViewSet
+from viewmesh.weights.ready import DOWNLOADED, Places, place, readiness
+
+Model = Trellis | ReconViaGen
+MAX_VIEWS = {"trellis": 64, "reconviagen": 32}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the networks made: dense, untextured, on the model's device. seconds: per part."""
+
+    mesh: Mesh
+    gaussians: Gaussians | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A textured mesh in the scene frame (+y up, within the unit cube), and the Gaussians if the options name them."""
+
+    mesh: TexturedMesh
+    gaussians: Gaussians | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def load_model(name: str, device: torch.device | str, places: Places = DOWNLOADED) -> Model:
+    """The networks of `trellis` or `reconviagen` on a device.
+
+    Raises MissingModel with the command that helps, InputError for damaged files, OutOfMemory before it allocates.
+    """
+    state = readiness(name, places)
+    if not state.ready:
+        raise MissingModel(state.reason, hint=state.hint)
+    dino = dino_file(places)
+    if name == "trellis":
+        return Trellis.load(place("trellis", places), device=device, dino=dino)
+    return ReconViaGen.load(
+        place("reconviagen", places), vggt=place("vggt-object", places), device=device, dino=dino
+    )  # fmt: skip
+
+
+def dino_file(places: Places) -> Path | None:
+    """The image encoder's file where `places` names one or its folder; None lets the loader look for it."""
+    given = places.get("dinov2")
+    if given is None:
+        return None
+    if Path(given).is_file():
+        return Path(given)
+    found = [f for s in ("safetensors", "pth") for f in sorted(Path(given).glob(f"*.{s}"))]
+    if not found:
+        raise InputError("holds no image encoder.", file=str(given), hint="viewmesh weights download dinov2")
+    return found[0]
+
+
+def generate(
+    model: Model,
+    views: ViewSet,
+    options: Options,
+    *,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> Made:
+    """Progress counts all steps of both samplers, the mesh and the texture as one stage, `generate`."""
+    drafted = draft(model, views, options, progress=progress, cancelled=cancelled)
+    return finish(drafted, options, progress=progress, cancelled=cancelled, total=total_steps(model, options))
+
+
+def draft(
+    model: Model,
+    views: ViewSet,
+    options: Options,
+    *,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> Draft:
+    """What needs the device: the networks. Same seed, same device: same draft."""
+    views, warnings = few_enough(views, "trellis" if isinstance(model, Trellis) else "reconviagen")
+    chosen = sampler_options(model, options)
+    done = {"structure": 0, "latents": chosen.structure.steps, "mesh": chosen.structure.steps + chosen.latents.steps}
+    total = total_steps(model, options)
+
+    def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
+        progress("generate", done.get(stage, 0) + step, total, **metrics)
+
+    generator = torch.Generator().manual_seed(options.seed)
+    made: Generated = model.generate(
+        views.images, chosen, generator=generator, progress=overall, cancelled=cancelled
+    )  # fmt: skip
+    return Draft(made.mesh, made.gaussians, dict(made.seconds), (*warnings, *made.warnings))
+
+
+def finish(
+    drafted: Draft,
+    options: Options,
+    *,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+    total: int = TEXTURE_STEPS,
+) -> Made:
+    """What needs the CPU: cleaning, simplifying, the atlas and its textures. total: steps of the stage `generate`."""
+
+    def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
+        progress("generate", total - steps + step, total, **metrics)
+
+    began = time.perf_counter()
+    textured = texture(
+        drafted.mesh, target_faces=options.target_faces, texture_size=options.texture_size, progress=overall,
+        cancelled=cancelled,
+    )  # fmt: skip
+    seconds = {**drafted.seconds, "texture": time.perf_counter() - began}
+    return Made(textured.mesh, drafted.gaussians, seconds, drafted.warnings)
+
+
+def sampler_options(model: Model, options: Options):
+    wishes = {"steps": options.steps, "cfg": options.cfg, "gaussians": GAUSSIAN_PLY in options.formats}
+    if isinstance(model, Trellis):
+        return model.options(**wishes, multiimage=options.multiimage_mode)
+    return model.options(**wishes)
+
+
+def total_steps(model: Model, options: Options) -> int:
+    chosen = sampler_options(model, options)
+    return chosen.structure.steps + chosen.latents.steps + 1 + TEXTURE_STEPS
+
+
+def few_enough(views: ViewSet, model: str) -> tuple[ViewSet, tuple[str, ...]]:
+    """At most as many views as the model takes, evenly picked."""
+    most = MAX_VIEWS[model]
+    if len(views) <= most:
+        return views, ()
+    index = torch.linspace(0, len(views) - 1, most).round().long().tolist()
+    return views.select(index), (f"{most} of the {len(views)} views are used, evenly spaced: {model} takes no more.",)
