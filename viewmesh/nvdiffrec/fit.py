@@ -85,7 +85,8 @@ def start(
     """The state before the first step.
 
     views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish`
-    keeps the refined mesh only if it matches the views better. Raises InputError, EmptyReconstruction, OutOfMemory.
+    keeps the refined mesh only if it matches the views better. Raises InputError, InvalidMesh, EmptyReconstruction,
+    OutOfMemory.
     """
     device = torch.device(device)
     if views.cameras is None:
@@ -99,7 +100,7 @@ def start(
     if initial is None:
         variables = new_variables(problem)
         return State(problem, seed, "shape", 0, variables, zero_moments(variables))
-    surface, variables = from_mesh(problem, initial)
+    surface, variables = from_mesh(problem, initial.validate())
     given = _textured(problem, surface, variables)
     return State(problem, seed, "texture", 0, variables, zero_moments(variables), surface=surface, initial=given)
 

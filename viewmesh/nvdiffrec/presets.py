@@ -29,7 +29,7 @@ class Preset:
     target_faces: int
     texture_size: int  # side of the texture, pixels
     unwrap_timeout_s: float = 120.0
-    normal_map: bool = False  # whether the texture pass also optimises a tangent-space normal map
+    normal_map: Literal["flat", "baked", "optimised"] = "baked"  # from the shape pass's surface, and optimised further
     # learning rates: Adam, falling exponentially to `final_rate` of themselves
     lr_sdf: float = 0.05  # cells
     lr_deform: float = 0.02
@@ -80,12 +80,12 @@ _GPU = {
     "standard": Preset(
         name="standard", surface="flexicubes", lattice=96, shape_steps=1000, shape_size=448, shape_batch=8,
         volume=(32, 128, 256), light_size=32, texture_steps=1200, texture_crop=768, texture_batch=8,
-        target_faces=50_000, texture_size=2048,
+        target_faces=50_000, texture_size=2048, normal_map="optimised",
     ),
     "high": Preset(
         name="high", surface="flexicubes", lattice=128, shape_steps=4000, shape_size=640, shape_batch=8,
         volume=(32, 128, 256), light_size=64, texture_steps=4000, texture_crop=1024, texture_batch=8,
-        target_faces=100_000, texture_size=4096, unwrap_timeout_s=300,
+        target_faces=100_000, texture_size=4096, unwrap_timeout_s=300, normal_map="optimised",
     ),
 }  # fmt: skip
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from viewmesh.errors import EmptyReconstruction
 from viewmesh.geometry.camera import Cameras, fibonacci_sphere, look_at, pinhole
 from viewmesh.geometry.clean import drop_floaters, drop_hidden
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
+from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 from viewmesh.geometry.simplify import simplify
 from viewmesh.geometry.unwrap import unwrap
 from viewmesh.nvdiffrec.initial import HALF
@@ -17,9 +19,10 @@ from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.rendering import viewpoint
 from viewmesh.nvdiffrec.view_corrections import corrections
 from viewmesh.nvdiffrec.volume import material_at
-from viewmesh.render.bake import dilate, sample_at, texel_map
+from viewmesh.render.bake import TexelMap, dilate, sample_at, texel_map
 from viewmesh.render.light import from_latlong
 from viewmesh.render.rasterizer import Rasterizer
+from viewmesh.render.tangent_space import into_tangent_space
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,45 @@ def from_shape(problem: Problem, variables: Variables) -> tuple[Surface, Variabl
         raise EmptyReconstruction("The shape pass ended without a surface.", hint="Check the masks and the cameras.")
     mesh = Mesh(vertices.detach().cpu(), faces.cpu())
     mesh = drop_floaters(drop_hidden(mesh, visible_faces(problem.rasterizer, mesh, problem)))
-    mesh = simplify(mesh, problem.preset.target_faces)
+    light = simplify(mesh, problem.preset.target_faces)
     size = problem.preset.texture_size
-    atlas = unwrap(mesh, size, timeout_s=problem.preset.unwrap_timeout_s)
-    surface = surface_of(mesh.vertices, mesh.faces, atlas.uvs, atlas.uv_faces, problem.device)
+    atlas = unwrap(light, size, timeout_s=problem.preset.unwrap_timeout_s)
+    surface = surface_of(light.vertices, light.faces, atlas.uvs, atlas.uv_faces, problem.device)
 
     texels = texel_map(surface.uvs, surface.uv_faces, size)
-    valid = texels.face >= 0
-    points = sample_at(texels, surface.vertices, surface.faces)[valid]
+    points = sample_at(texels, surface.vertices, surface.faces)[texels.valid]
     base_color, orm = material_at(variables, points, HALF)
-    texture = torch.zeros(size, size, 6, device=problem.device)
-    texture[valid] = torch.cat([base_color, orm], -1)
-    texture = dilate(texture, valid, size)
-    flat = torch.tensor([0.0, 0.0, 1.0], device=problem.device).expand(size, size, 3).contiguous()
-    material = Material(texture[..., :3], texture[..., 3:], flat)
+    normals = flat_normals(len(points), problem.device)
+    if problem.preset.normal_map != "flat":
+        normals = normals_of(mesh, surface, texels, points)
+    texture = torch.zeros(size, size, 9, device=problem.device)
+    texture[texels.valid] = torch.cat([base_color, orm, normals], -1)
+    material = Material(*dilate(texture, texels.valid).split(3, -1))
     kept = {name: variables[name] for name in ("light", "pose", "exposure") if name in variables}
     return surface, {**texture_variables(surface, material), **kept}
+
+
+def normals_of(dense: Mesh, surface: Surface, texels: TexelMap, points: Tensor, neighbours: int = 4) -> Tensor:
+    """Tangent-space normals (P, 3) at the valid texels: of the dense mesh's vertices nearest to `points` (P, 3).
+
+    What simplification took from the shape stays in the shading.
+    """
+    distance, nearest = KDTree(dense.vertices.numpy()).query(points.cpu().numpy(), k=neighbours, workers=-1)
+    weight = torch.from_numpy(1 / (distance + 1e-6)).float()[..., None]
+    shading = vertex_normals(dense.vertices, dense.faces)[torch.from_numpy(nearest)]
+    shading = torch.nn.functional.normalize((shading * weight).sum(1), dim=-1).to(points.device)
+    normals = vertex_normals(surface.vertices, surface.faces)
+    tangents = vertex_tangents(surface.vertices, surface.faces, normals, surface.uvs, surface.uv_faces)
+    local = into_tangent_space(
+        shading,
+        sample_at(texels, normals, surface.faces)[texels.valid],
+        sample_at(texels, tangents, surface.uv_faces)[texels.valid],
+    )
+    return torch.nn.functional.normalize(local, dim=-1)
+
+
+def flat_normals(count: int, device: torch.device) -> Tensor:
+    return torch.tensor([0.0, 0.0, 1.0], device=device).expand(count, 3)
 
 
 def from_mesh(problem: Problem, initial: Mesh | TexturedMesh) -> tuple[Surface, Variables]:

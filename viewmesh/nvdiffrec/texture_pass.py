@@ -20,9 +20,10 @@ def rates(problem: Problem, decay: float) -> dict[str, float]:
     preset = problem.preset
     named = {
         "offset": preset.lr_vertices, "base_color": preset.lr_texture, "orm": preset.lr_texture,
-        "normal_map": preset.lr_normal_map, "light": preset.lr_light, "exposure": preset.lr_exposure,
-        "pose": preset.lr_pose,
+        "light": preset.lr_light, "exposure": preset.lr_exposure, "pose": preset.lr_pose,
     }  # fmt: skip
+    if preset.normal_map == "optimised":
+        named["normal_map"] = preset.lr_normal_map
     return {name: rate * decay for name, rate in named.items()}
 
 
@@ -56,7 +57,8 @@ def project(variables: Variables) -> None:
     variables["orm"][..., 0].clamp_(0, 1)
     variables["orm"][..., 1].clamp_(0.1, 1)
     variables["orm"][..., 2].clamp_(0, 1)
-    variables["normal_map"][..., :2].clamp_(-0.8, 0.8)
+    slope = variables["normal_map"][..., :2] / variables["normal_map"][..., 2:].clamp(min=0.1)
+    variables["normal_map"][..., :2] = slope.clamp(-2, 2)
     variables["normal_map"][..., 2] = 1
     variables["light"].clamp_(min=0)
 
@@ -76,7 +78,7 @@ def _loss(
         jitter = torch.randn(uv.shape, generator=random, device=device) * (2.0 / preset.texture_size)
         other = raster.texture(maps, uv.detach() + jitter, boundary="clamp")
         extra.append((values - other)[..., :6].abs().mean())
-        if preset.normal_map:
+        if preset.normal_map != "flat":
             tangents, _ = raster.interpolate(tangent_frame, samples.rast, surface.uv_faces)
             normals = perturb_normal(samples.normals, tangents, bump, samples.view)
         else:
@@ -84,7 +86,7 @@ def _loss(
         return shade_directions(normals, samples.view, base_color, orm, light, raster)
 
     vertices = surface.vertices + leaves["offset"]
-    if preset.normal_map:
+    if preset.normal_map != "flat":
         still = vertices.detach()
         normals = vertex_normals(still, surface.faces)
         tangent_frame = vertex_tangents(still, surface.faces, normals, surface.uvs, surface.uv_faces)
