@@ -10,7 +10,7 @@ import tiny
 import torch
 from tiny import TINY, started
 
-from viewmesh.errors import Cancelled, EmptyReconstruction, InputError, OutOfMemory
+from viewmesh.errors import Cancelled, EmptyReconstruction, InputError, InvalidMesh, OutOfMemory
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.nvdiffrec import fit, memory
@@ -285,8 +285,10 @@ def test_load_refuses_another_format(views: ViewSet, tmp_path, monkeypatch):
 REFINE = replace(TINY, texture_steps=24, texture_batch=4)
 
 
-def test_a_worse_result_gives_the_given_mesh_back(views: ViewSet, mesh: TexturedMesh):
-    kept = tiny.fitted(views, replace(REFINE, texture_steps=4, lr_vertices=0.05, laplacian=0.0), initial=mesh)
+@pytest.mark.parametrize("garbage", [{"lr_vertices": 0.05, "laplacian": 0.0}, {"lr_texture": 5.0}])
+def test_a_worse_result_gives_the_given_mesh_back(views: ViewSet, mesh: TexturedMesh, garbage: dict[str, float]):
+    still = replace(REFINE, texture_steps=4, lr_vertices=0.0, lr_texture=0.0, lr_light=0.0)
+    kept = tiny.fitted(views, replace(still, **garbage), initial=mesh)
     assert torch.equal(kept.mesh.vertices, mesh.mesh.vertices)
     assert torch.equal(kept.material.base_color, mesh.material.base_color)
 
@@ -305,6 +307,13 @@ def test_a_mesh_without_texture_is_unwrapped_and_coloured(views: ViewSet, mesh: 
     found.validate()
     assert len(found.mesh.faces) <= TINY.target_faces
     assert tiny.held_out_psnr(found) > 20
+
+
+def test_a_mesh_that_is_not_sound_is_refused(views: ViewSet, mesh: TexturedMesh):
+    empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
+    for bad in (empty, Mesh(mesh.mesh.vertices * float("nan"), mesh.mesh.faces), replace(mesh, uvs=mesh.uvs + 2)):
+        with pytest.raises(InvalidMesh):
+            started(views, initial=bad)
 
 
 def test_a_refinement_is_resumed_bit_for_bit(views: ViewSet, mesh: TexturedMesh, tmp_path):
@@ -326,18 +335,18 @@ def test_the_pose_of_a_view_is_corrected(views: ViewSet, mesh: TexturedMesh):
     error[0, 0], error[0, 2], error[2, 0], error[2, 2] = angle.cos(), angle.sin(), -angle.sin(), angle.cos()
     poses = views.cameras.world_from_camera.clone()
     poses[4] = poses[4] @ error
-    wrong = replace(views, cameras=replace(views.cameras, world_from_camera=poses))
+    wrong = replace(views.cameras, world_from_camera=poses)
     numbers = replace(
         TINY, refine_pose=True, lr_pose=3e-3, lr_vertices=0, texture_steps=60, texture_batch=6, lr_texture=0.0,
         lr_light=0.0,
     )  # fmt: skip
-    state, _ = advance(started(wrong, numbers=numbers, initial=mesh))
+    state, _ = advance(started(replace(views, cameras=wrong), numbers=numbers, initial=mesh))
     pose = state.variables["pose"] - state.variables["pose"].mean(0)
-    corrected = torch.matrix_exp(_twist(pose.double())) @ wrong.cameras.camera_from_world
+    corrected = torch.matrix_exp(_twist(pose.double())) @ wrong.camera_from_world
     points = synthetic.surface_points()
     true, _ = views.cameras.project(points)
-    before, _ = wrong.cameras.project(points)
-    after, _ = replace(wrong.cameras, world_from_camera=torch.linalg.inv(corrected)).project(points)
+    before, _ = wrong.project(points)
+    after, _ = replace(wrong, world_from_camera=torch.linalg.inv(corrected)).project(points)
     off = lambda pixels: (pixels - true).norm(dim=-1).mean(-1)  # noqa: E731
     assert float(off(after)[4]) < float(off(before)[4]) / 2
     assert float(off(after).mean()) < 1
