@@ -62,6 +62,28 @@ class Optimiser(Protocol):
         ...
 
 
+class Generator(Protocol):
+    """A generative model with its weights in memory. Calls may come at once; they take turns on the device."""
+
+    def warm(self) -> dict[str, float]:
+        """Makes later calls faster; seconds by part. Calls meanwhile work, slower."""
+        ...
+
+    def generate(
+        self, views: Path, options: dict[str, Any], out: Path, progress: Progress, cancelled: Cancelled
+    ) -> dict[str, Any]:
+        """Writes the textured mesh to `out`; returns facts about it."""
+        ...
+
+    def release(self) -> None:
+        """Gives cached device memory back."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Device memory in bytes: used, free, total; empty on a CPU."""
+        ...
+
+
 class ResultWriter(Protocol):
     """A result → the files that the user gets."""
 

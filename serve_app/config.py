@@ -7,6 +7,7 @@ import copy
 import difflib
 import importlib
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
+from viewmesh.weights.ready import readiness
 
+GENERATIVE = {"trellis": "Trellis", "reconviagen": "ReconViaGen"}  # deployments that exist where their model is served
 DEPLOYMENTS = ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter")
 WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},
     "Exporter": {"stall_s"},
     "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
+    "Trellis": {"stall_s", "compile"},
+    "ReconViaGen": {"stall_s", "compile"},
     "Conductor": {"retention_s"},
 }
 
@@ -62,8 +67,9 @@ def _check_application(application: dict[str, Any], at: str) -> list[str]:
         if not isinstance(deployment, dict):
             continue
         here, name = f"{at}.deployments.{j}", deployment.get("name")
-        if application.get("import_path") == "serve_app.app:build" and name not in DEPLOYMENTS:
-            found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), DEPLOYMENTS)}")
+        if application.get("import_path") == "serve_app.app:build" and name not in (*DEPLOYMENTS, *GENERATIVE.values()):
+            known = (*DEPLOYMENTS, *GENERATIVE.values())
+            found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), known)}")
         given = deployment.get("user_config") or {}
         if name == "Router":
             found += _errors_of(RouterConfig, given, f"{here}.user_config")
@@ -139,6 +145,8 @@ def adapted(
             args["data"] = str(data.absolute())
             args.pop("database", None)
             args.pop("artifacts", None)
+        generative = _generative_models(args, gpus)
+        _share_gpus(application, generative, gpus)
         for deployment in application.get("deployments", []):
             name = deployment.get("name")
             options = deployment.setdefault("ray_actor_options", {})
@@ -146,7 +154,7 @@ def adapted(
             if name == "Nvdiffrec":
                 if gpus == 0:
                     options.update(num_gpus=0, num_cpus=min(1, cpus))
-                replicas = max(1, gpus)
+                replicas = max(1, gpus - len(generative))
                 if scaling:
                     scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
                     scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
@@ -157,6 +165,34 @@ def adapted(
                 if scaling:
                     scaling["max_replicas"] = max(1, min(scaling.get("max_replicas", 1), cpus // 2))
     return fitted
+
+
+def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:
+    """Those that will be served. On a machine without a GPU they are only when named: there they take hours."""
+    if args.get("fake"):
+        return []
+    if args.get("models") is None:
+        found = [name for name in GENERATIVE if readiness(name, args.get("weights") or {}).ready]
+        if gpus or not found:
+            return found
+        args["models"] = ["nvdiffrec"]
+    return [name for name in GENERATIVE if name in args["models"]]
+
+
+def _share_gpus(application: dict[str, Any], generative: list[str], gpus: int) -> None:
+    """Gives each generative model an entry. Where there are fewer GPUs than models, they and Nvdiffrec share them."""
+    listed = application.setdefault("deployments", [])
+    for name in generative:
+        if not any(d.get("name") == GENERATIVE[name] for d in listed):
+            listed.append({"name": GENERATIVE[name], "ray_actor_options": {"num_gpus": 1}})
+    if not generative or gpus > len(generative):
+        return
+    share = 0 if gpus == 0 else math.floor(100 / math.ceil((1 + len(generative)) / gpus)) / 100
+    for deployment in listed:
+        if deployment.get("name") in ("Nvdiffrec", *GENERATIVE.values()):
+            deployment.setdefault("ray_actor_options", {})["num_gpus"] = share
+            if deployment["name"] != "Nvdiffrec" and gpus == 0:
+                deployment["ray_actor_options"]["num_cpus"] = 0.3
 
 
 def import_target(config: dict[str, Any]) -> None:

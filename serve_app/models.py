@@ -3,26 +3,22 @@
 A further model is one file in deployments/ and one entry in MODELS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve_app.settings import AppArgs
+from viewmesh.choose import choose
 from viewmesh.errors import MissingModel
 from viewmesh.options import Options
-
-
-@dataclass(frozen=True)
-class Readiness:
-    ready: bool
-    reason: str = ""
-    hint: str = ""
+from viewmesh.weights import ready as weights
+from viewmesh.weights.ready import Readiness
 
 
 @dataclass(frozen=True)
 class Model:
-    """kind: an `optimiser` works in slices, a `generator` in one call. bind: args → the application of its worker, or
-    None while there is none. fields: the options that mean something to it."""
+    """kind: an `optimiser` works in slices, a `generator` in one call. bind: args → the application of its worker.
+    fields: the options that mean something to it."""
 
     name: str
     kind: Literal["optimiser", "generator"]
@@ -30,8 +26,21 @@ class Model:
     licence: str
     vram_bytes: int
     fields: tuple[str, ...]
-    bind: Callable[[AppArgs], Any] | None
-    readiness: Callable[[], Readiness]
+    bind: Callable[[AppArgs], Any]
+
+    def readiness(self, args: AppArgs) -> Readiness:
+        """Whether this service runs the model. Named in args.models it does: its nodes have what it needs, also where
+        this one has not."""
+        if args.models is not None:
+            hint = "Name it in args.models of the service's configuration."
+            served = self.name in args.models
+            return Readiness(True) if served else Readiness(False, f"This service does not run {self.name}.", hint)
+        if self.kind == "optimiser":
+            return Readiness(True)
+        if args.fake:  # a dry run has no model but the fake one
+            missing = f"The weights of {self.name} are not installed."
+            return Readiness(False, missing, f"viewmesh weights download {self.name}")
+        return weights.readiness(self.name, args.weights)
 
 
 COMMON = ("model", "preset", "seed", "target_faces", "texture_size", "formats", "views")
@@ -48,11 +57,16 @@ def _nvdiffrec(args: AppArgs) -> Any:
     return Nvdiffrec.bind(args.artifacts_url(), engine, engine_args)
 
 
-def _weights(name: str) -> Callable[[], Readiness]:
-    def readiness() -> Readiness:
-        return Readiness(False, f"The weights of {name} are not installed.", f"viewmesh weights download {name}")
+def _generative(model: str, deployment: str) -> Callable[[AppArgs], Any]:
+    def bind(args: AppArgs) -> Any:
+        from deployments.trellis import Trellis
 
-    return readiness
+        engine_args = {"model": model, "device": args.device, "weights": args.weights}
+        return Trellis.options(name=deployment).bind(
+            args.artifacts_url(), "deployments.adapters.trellis:LibraryGenerator", engine_args
+        )
+
+    return bind
 
 
 MODELS: dict[str, Model] = {
@@ -66,7 +80,6 @@ MODELS: dict[str, Model] = {
             0,
             COMMON,
             _nvdiffrec,
-            lambda: Readiness(True),
         ),
         Model(
             "trellis",
@@ -75,8 +88,7 @@ MODELS: dict[str, Model] = {
             "MIT (TRELLIS), Apache-2.0 (DINOv2)",
             16 * 2**30,
             GENERATIVE,
-            None,
-            _weights("trellis"),
+            _generative("trellis", "Trellis"),
         ),
         Model(
             "reconviagen",
@@ -85,22 +97,39 @@ MODELS: dict[str, Model] = {
             "its weights are to be treated as non-commercial",
             18 * 2**30,
             GENERATIVE,
-            None,
-            _weights("reconviagen"),
+            _generative("reconviagen", "ReconViaGen"),
         ),
     )
 }
 
 
-def resolve(name: str) -> Model:
-    """The model that a job will run on; `auto` is the first that is ready. Raises MissingModel."""
+def served(args: AppArgs) -> dict[str, Model]:
+    """The models that this service runs."""
+    return {name: model for name, model in MODELS.items() if model.readiness(args).ready}
+
+
+def resolve(options: Options, args: AppArgs, files: Iterable[str]) -> Model:
+    """The model that a job will run on. files: their names in the view set, which is what `auto` goes by; what lies in
+    an archive is not looked at here. Raises MissingModel, OptionError."""
+    name = options.model
     if name == "auto":
-        name = next((model.name for model in MODELS.values() if model.readiness().ready), "nvdiffrec")
+        views = sum(file.startswith("views/") for file in files)
+        name = choose(views or 64, _camera_source(options, files), generative="trellis" in served(args)).model
     model = MODELS[name]
-    state = model.readiness()
-    if model.bind is None or not state.ready:
-        raise MissingModel(state.reason or f"The model {name} is not part of this service.", hint=state.hint)
+    state = model.readiness(args)
+    if not state.ready:
+        raise MissingModel(state.reason, hint=state.hint)
+    options.for_model(name)
     return model
+
+
+def _camera_source(options: Options, files: Iterable[str]) -> Any:
+    rules = options.views
+    if rules.cameras != "auto":
+        return None if rules.cameras == "none" else rules.cameras
+    if any(file.endswith((".json", ".zip")) for file in files):
+        return "file"
+    return rules.rig or "sfm"
 
 
 def options_schema(model: Model) -> dict[str, Any]:

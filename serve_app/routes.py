@@ -85,7 +85,7 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     if upload.webhook_url:
         _check_webhook(s, by, upload.webhook_url)
     options = upload.options
-    model = models.resolve(options.model)
+    model = models.resolve(options, s.args, upload.files)
     job = NewJob(
         id=id_of_key(by.owner, key) if key else new_id(),
         owner=by.owner,
@@ -252,7 +252,7 @@ async def artifact(
 async def list_models(s: Serving) -> ModelList:
     found = []
     for model in models.MODELS.values():
-        state = model.readiness()
+        state = model.readiness(s.args)
         found.append(
             ModelView(
                 name=model.name,

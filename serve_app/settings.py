@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ModelName = Literal["nvdiffrec", "trellis", "reconviagen"]
 GIB = 2**30
 MIB = 2**20
 
@@ -87,7 +88,14 @@ class AppArgs(Strict):
     artifacts: str | None = Field(
         default=None, description="An fsspec URL, file:///… or s3://…; null: artifacts/ in `data`."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="What the optimiser runs on.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="What the models run on.")
+    models: list[ModelName] | None = Field(
+        default=None, description="What is served; null: nvdiffrec, and the generative models whose weights are here."
+    )
+    weights: dict[str, str] = Field(
+        default={},
+        description="Folders by weight set (trellis, dinov2, reconviagen, vggt-object), if not the downloaded ones.",
+    )
     slots: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={},
         description="Jobs of a model that are worked on at once; more wait as `queued`. Default 4 per model.",

@@ -1,9 +1,11 @@
 """`model: auto`: which model suits what was given and what is installed. Pure: the caller looks."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from viewmesh.errors import MissingModel
-from viewmesh.views.viewset import CameraSource
+
+CameraSource = Literal["file", "canonical6", "sfm"]  # as in viewmesh.views.viewset, without importing torch
 
 ENOUGH_VIEWS = 8  # for structure from motion, and for an optimiser that sees nothing but the views
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deployments.adapters.meshfile import load_mesh
+from deployments.adapters.meshfile import load_gaussians, load_mesh
 from viewmesh.errors import InvalidMesh
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.store import reexport
@@ -37,9 +37,12 @@ class LibraryWriter:
             model=chosen.model,
             preset=chosen.preset,
             seed=chosen.seed,
-            seconds=facts.get("seconds", {}),
+            seconds=_seconds(facts),
             device=facts.get("device", "cpu"),
-            warnings=viewset.warnings,
+            weights_revision=facts.get("weights_revision", ""),
+            licence_notes=tuple(facts.get("licence_notes", ())),
+            warnings=(*viewset.warnings, *facts.get("model_warnings", ())),
+            gaussians=load_gaussians(result),
         )
         if facts.get("reexport"):
             value = reexport(value, **facts["reexport"])
@@ -51,3 +54,8 @@ class LibraryWriter:
 
         files = export(value, folder, chosen.formats, progress=stoppable)
         return json.loads(files["report.json"].read_text())
+
+
+def _seconds(facts: dict[str, Any]) -> dict[str, float]:
+    parts = {f"generate.{part}": seconds for part, seconds in facts.get("generate_seconds", {}).items()}
+    return {**facts.get("seconds", {}), **parts}

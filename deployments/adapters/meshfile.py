@@ -1,13 +1,15 @@
-"""A TexturedMesh as one safetensors file: what an optimiser leaves for the exporter."""
+"""A TexturedMesh, and Gaussians if there are any, as one safetensors file: what a model leaves for the exporter."""
 
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 
 
-def save_mesh(mesh: TexturedMesh, path: Path) -> None:
+def save_mesh(mesh: TexturedMesh, path: Path, gaussians: Gaussians | None = None) -> None:
     tensors = {
         "vertices": mesh.mesh.vertices,
         "faces": mesh.mesh.faces,
@@ -19,6 +21,8 @@ def save_mesh(mesh: TexturedMesh, path: Path) -> None:
     }
     if mesh.environment is not None:
         tensors["environment"] = mesh.environment
+    if gaussians is not None:
+        tensors |= {f"gaussians.{name}": tensor for name, tensor in gaussians.tensors().items()}
     safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
@@ -31,3 +35,11 @@ def load_mesh(path: Path) -> TexturedMesh:
         Material(t["base_color"], t["orm"], t["normal"]),
         t.get("environment"),
     )
+
+
+def load_gaussians(path: Path) -> Gaussians | None:
+    """The file's Gaussians, None where there are none."""
+    with safetensors.safe_open(path, framework="pt") as stored:
+        names = [name for name in stored.keys() if name.startswith("gaussians.")]  # noqa: SIM118
+        found = {name.removeprefix("gaussians."): stored.get_tensor(name) for name in names}
+    return Gaussians(**found) if found else None

@@ -12,7 +12,7 @@ class LibraryPreparer:
     def prepare(
         self, source: Path, options: dict[str, Any], out: Path, progress: Any, cancelled: Any
     ) -> dict[str, Any]:
-        rules = Options.model_validate(options).views
+        rules = Options.model_validate(options).view_rules
         views = load_views(source, rules, workdir=out.parent / "work", progress=progress, cancelled=cancelled)
         save_viewset(views, out)
         return {

@@ -1,0 +1,99 @@
+"""Trellis: a generative model, warm. One GPU each, autoscaled; ReconViaGen is the same deployment with other weights.
+
+The constructor loads the weights once, after a look at the free device memory; its error has both figures. The networks
+are then compiled in a thread: until that is done, calls are answered by the same networks, slower. Calls take turns on
+the device; while one is being textured on the CPU, the next has its networks run.
+"""
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from deployments.artifacts import ArtifactStore, fresh
+from deployments.engines import Generator, make
+from deployments.messages import Message
+from deployments.metrics import DeviceMetrics, StageMetrics
+from deployments.running import Unhealthy, Worker, out_of_device_memory
+
+log = logging.getLogger("ray.serve")
+
+
+@serve.deployment(
+    name="Trellis",
+    max_ongoing_requests=2,  # one on the device, one being textured
+    max_queued_requests=-1,
+    graceful_shutdown_timeout_s=60,
+    health_check_period_s=3,
+    health_check_timeout_s=30,
+    ray_actor_options={"num_gpus": 1},
+)
+class Trellis:
+    def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
+        self.store = ArtifactStore(store_url)
+        self.engine: Generator = make(engine, **engine_args)
+        self.metrics = StageMetrics("generate")
+        self.device = DeviceMetrics()
+        self.stall_s = 300.0
+        self.poisoned = ""
+        self.workers: set[Worker] = set()
+        self.warming: threading.Thread | None = None
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.stall_s = float(config.get("stall_s", self.stall_s))
+        if config.get("compile", True) and self.warming is None:
+            self.warming = threading.Thread(target=self._warm, daemon=True)
+            self.warming.start()
+
+    def check_health(self) -> None:
+        if self.poisoned:
+            raise Unhealthy(f"the device context is unusable: {self.poisoned}")
+        for worker in list(self.workers):
+            worker.check_health()
+
+    async def generate(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """call: job_id, options, views. Done: result (Ref), facts, seconds."""
+        worker = Worker(stall_s=self.stall_s)
+        worker.poisoned = self.poisoned
+        self.workers.add(worker)
+        try:
+            work = worker.run(lambda p, c: self._generate(call, p, c), on_memory=self.engine.release)
+            async with aclosing(self.metrics.watch(work)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.poisoned = self.poisoned or worker.poisoned
+            self.workers.discard(worker)
+
+    def _generate(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+        started = time.monotonic()
+        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-generate-"))
+        try:
+            views, out = self.store.fetch(call["views"], workdir), workdir / "result.safetensors"
+            try:
+                facts = self.engine.generate(views, call["options"], out, progress, cancelled)
+            except Exception as error:
+                if not out_of_device_memory(error):
+                    raise
+                self.engine.release()  # once more: what another call had in use may be free by now
+                facts = self.engine.generate(views, call["options"], out, progress, cancelled)
+            ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
+            self.device.record(self.engine.memory())
+            return {"result": ref.json(), "facts": facts, "seconds": time.monotonic() - started}
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+    def _warm(self) -> None:
+        try:
+            seconds = self.engine.warm()
+            if seconds:
+                log.info(f"compiled: {', '.join(f'{part} {s:.1f} s' for part, s in seconds.items())}")
+        except Exception:  # slower is better than not at all
+            log.exception("The networks could not be compiled; they run as they are.")
