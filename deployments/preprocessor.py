@@ -3,7 +3,6 @@
 The only place where bytes from outside are decoded.
 """
 
-import asyncio
 import shutil
 import tempfile
 import time
@@ -71,7 +70,3 @@ class Preprocessor:
             return {"views": views.json(), "facts": facts, "seconds": time.monotonic() - started}
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
-
-    async def warm(self) -> bool:
-        await asyncio.sleep(0)
-        return True

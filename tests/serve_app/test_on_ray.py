@@ -1,5 +1,6 @@
 """The service on a real Ray with real HTTP, as `viewmesh serve` starts it."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +90,13 @@ def test_request_ids_and_problems_through_the_proxy(service):
 
 
 def test_replicas_log_json(service):
-    assert '"levelname":' in service.log() or any(
-        '"levelname"' in file.read_text(errors="replace")
-        for file in Path("/tmp/ray/session_latest/logs/serve").glob("*.log")
+    session = next(
+        part.split("=", 1)[1]
+        for _, name in service.processes()
+        for part in name.split()
+        if part.startswith("--session_dir=")
     )
+    (file,) = Path(session).glob("logs/serve/replica_viewmesh_Conductor_*.log")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines
+    assert {line["deployment"] for line in lines if "deployment" in line} == {"viewmesh_Conductor"}
