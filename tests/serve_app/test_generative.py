@@ -1,0 +1,98 @@
+"""The generative models in the service: who is served, what auto picks, and a job on a tiny checkpoint."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve_app import config
+from serve_app.cli import DEFAULT_CONFIG
+from serve_app.models import resolve, served
+from serve_app.settings import AppArgs
+from viewmesh.errors import MissingModel, OptionError
+from viewmesh.options import Options
+from viewmesh.trellis.tiny import write_tiny_trellis
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return str(write_tiny_trellis(tmp_path_factory.mktemp("tiny")))
+
+
+def photos(count: int = 2) -> list[tuple[str, tuple[str, bytes]]]:
+    y, x = np.mgrid[:48, :48]
+    pixels = np.zeros((48, 48, 4), np.uint8)
+    pixels[(x - 24) ** 2 + (y - 24) ** 2 < 18**2] = (200, 120, 40, 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return [("views", (f"view_{i:02d}.png", file.getvalue())) for i in range(count)]
+
+
+WISHES = {"model": "trellis", "steps": 1, "target_faces": 300, "texture_size": 256}
+
+
+async def test_a_job_on_a_tiny_checkpoint(fresh, weights):
+    async with fresh(fake=None, device="cpu", models=["nvdiffrec", "trellis"], weights={"trellis": weights}) as running:
+        found = {m["name"]: m for m in (await running.http.get("/v1/models")).json()["models"]}
+        assert found["trellis"]["ready"]
+        assert not found["reconviagen"]["ready"]
+        assert "args.models" in found["reconviagen"]["hint"]
+        wishes = {**WISHES, "formats": ["glb", "gaussian_ply"]}
+        answer = await running.http.post(
+            "/v1/reconstructions", files=photos(), data={"options": json.dumps(wishes)}, headers={"prefer": "wait=60"}
+        )
+        job = answer.json()
+        assert job["state"] == "succeeded", job
+        report = job["report"]
+        assert (report["model"], report["faces"], report["quality"]) == ("trellis", 300, None)
+        assert any("MIT" in note for note in report["licence_notes"])
+        assert "generate.texture" in report["seconds"]
+        assert {"mesh.glb", "gaussians.ply"} <= {a["name"] for a in job["artifacts"]}
+        told = [data for _, kind, data in await running.events(job["id"]) if kind == "progress"]
+        percents = [data["percent"] for data in told if data["stage"] == "generate"]
+        assert percents == sorted(percents)
+        assert percents
+        refused = await running.http.post(
+            "/v1/reconstructions", files=photos(), data={"options": json.dumps({**WISHES, "refine": True})}
+        )
+        assert refused.json()["code"] == "invalid_option"
+
+
+def test_what_is_served(weights):
+    assert list(served(AppArgs(weights={"trellis": weights}))) == ["nvdiffrec", "trellis"]
+    assert list(served(AppArgs(fake={}, weights={"trellis": weights}))) == ["nvdiffrec"]
+    assert list(served(AppArgs(models=["reconviagen"]))) == ["reconviagen"]
+    assert "trellis" not in served(AppArgs(weights={"trellis": "/not/there"}))
+
+
+def test_auto_goes_by_the_files(weights):
+    args, four = AppArgs(weights={"trellis": weights}), [f"views/view_{i:02d}.png" for i in range(4)]
+    many = [f"views/view_{i:02d}.png" for i in range(12)]
+    assert resolve(Options(), args, four).name == "trellis"
+    assert resolve(Options(), args, [*four, "cameras.json"]).name == "nvdiffrec"
+    assert resolve(Options(), args, many).name == "nvdiffrec"
+    assert resolve(Options(), args, ["archive.zip"]).name == "nvdiffrec"
+    assert resolve(Options(), AppArgs(fake={}), four).name == "nvdiffrec"
+    with pytest.raises(OptionError, match="gaussian_ply"):
+        resolve(Options(formats=("gaussian_ply",)), args, many)
+    with pytest.raises(MissingModel):
+        resolve(Options(model="reconviagen"), AppArgs(fake={}), four)
+
+
+def test_the_configuration_makes_room_for_a_generative_model(weights):
+    shipped = config.load(DEFAULT_CONFIG)
+    shipped["applications"][0]["args"]["weights"] = {"trellis": weights}
+
+    def asked(gpus: int) -> dict[str, float]:
+        fitted = config.adapted(shipped, cpus=16, gpus=gpus)
+        assert config.check(fitted) == []
+        entries = fitted["applications"][0]["deployments"]
+        return {d["name"]: d["ray_actor_options"].get("num_gpus", 0) for d in entries}
+
+    assert asked(1)["Trellis"] == asked(1)["Nvdiffrec"] == 0.5
+    assert asked(2)["Trellis"] == asked(2)["Nvdiffrec"] == 1
+    assert "Trellis" not in asked(0)  # on a CPU it would take hours
+    shipped["applications"][0]["args"]["models"] = ["nvdiffrec", "trellis"]
+    assert asked(0)["Trellis"] == 0
