@@ -1,6 +1,6 @@
 """Times TRELLIS and ReconViaGen at the published size with random weights, part by part.
 
-    python bench/trellis.py [--model trellis|reconviagen] [--views 4] [--compile] [--batch 4] [--load DIR]
+    python bench/trellis.py [--model trellis|reconviagen] [--views 4] [--compile] [--batch 4] [--whole] [--load DIR]
 
 12,008 active voxels (a shell of radius 0.38 at 64³), half precision on CUDA. Medians of `--repeat` runs after a first.
 """
@@ -19,13 +19,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from viewmesh.export.glb import glb_bytes
 from viewmesh.trellis import stages
 from viewmesh.trellis.checkpoint import DINOV2_VITL14_REG, NETWORKS, storage_dtypes
-from viewmesh.trellis.pipeline import Trellis
+from viewmesh.trellis.pipeline import Trellis, y_up
 from viewmesh.trellis.reconviagen import DEFAULTS, ReconViaGen
 from viewmesh.trellis.samplers import sample, sparse_std
 from viewmesh.trellis.sparse import SparseTensor, Voxels
 from viewmesh.trellis.surface import surface_mesh
+from viewmesh.trellis.texturing import texture
 from viewmesh.trellis.tiny import GAUSSIANS
 from viewmesh.trellis.vggt import Aggregator, CameraHead
 from viewmesh.trellis.vit import image_condition
@@ -237,6 +239,44 @@ def bench_conditions(table: Table, model: Trellis | ReconViaGen, n: int) -> tupl
     return structure[:, None], table.row("latent condition", lambda: model.latent_condition(vggt, image))
 
 
+def bench_whole(table: Table, model: Trellis, n: int) -> None:
+    """From n images of 1024² to the bytes of a GLB of 20,000 faces and a 1024² texture.
+
+    Random weights give no shape: the shell's voxels stand in for the decoded structure and the shell's distances for the
+    decoded channels. Every part runs on inputs of the real size.
+    """
+    networks, options, device = model.networks, model.defaults, model.networks.device
+    images = views(n)
+    coords, _ = shell(64, 0.0125, device)
+    voxels = Voxels(torch.cat([torch.zeros_like(coords[:, :1]), coords], 1).int(), 64, (len(coords),))
+    fine, distance = shell(256, 0.02, device)
+    channels = torch.cat([distance, 0.1 * torch.randn(len(fine), 93, device=device)], 1)
+    R = networks.structure_flow.resolution
+    parts: dict[str, float] = {}
+
+    def run() -> bytes:
+        began = time.perf_counter()
+        tokens = model.encode(images)[:1][None]
+        noise = torch.randn(1, 8, R, R, R, device=device)
+        z = sample(batched(networks.structure_flow, tokens, None), noise, options.structure)
+        float(networks.structure_decoder(z).float().sum())
+        latents = torch.randn(len(coords), 8, device=device)
+        std = sparse_std(voxels.counts)
+        feats = sample(batched(networks.latent_flow, tokens, voxels), latents, options.latents, std=std)
+        networks.mesh_decoder(SparseTensor(feats, voxels))
+        mesh = y_up(surface_mesh(fine, channels, 256))
+        parts["networks"] = time.perf_counter() - began
+        textured = texture(mesh, target_faces=20_000, texture_size=1024)
+        parts.update(textured.seconds)
+        began = time.perf_counter()
+        data = glb_bytes(textured.mesh)
+        parts["glb"] = time.perf_counter() - began
+        return data
+
+    data = table.row(f"{n} images to GLB, 20,000 faces, 1024²", run)
+    print(f"{'':44} {len(data) / 2**20:.1f} MiB; " + ", ".join(f"{k} {v:.2f} s" for k, v in parts.items()))
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,6 +284,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[4])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--compile", action="store_true", help="also time the compiled networks")
+    parser.add_argument("--whole", action="store_true", help="also time the way from images to a textured GLB")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -279,6 +320,8 @@ def main() -> None:
             for batch in arguments.batch:
                 table.total = 0
                 bench_flows(table, model.networks, options, structure, latent, batch)
+            if arguments.whole and isinstance(model, Trellis):
+                bench_whole(table, model, n)
 
 
 if __name__ == "__main__":
