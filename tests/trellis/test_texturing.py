@@ -92,7 +92,8 @@ def test_the_light_mesh_is_the_dense_one_within_a_tolerance_and_as_closed(textur
     assert len(textured.mesh.faces) <= 1500
     points, _ = on_faces(textured)
     off = (points.norm(dim=-1) - RADIUS).abs()
-    assert off.quantile(0.99) < 0.003  # an edge is 0.06 long, its sagitta 0.001
+    assert off.median() < 0.0015  # an edge is 0.06 long, its sagitta 0.001
+    assert off.quantile(0.95) < 0.004
     assert off.max() < 0.01  # the poles are made of slivers
     assert (face_normals(textured.mesh.vertices, textured.mesh.faces) * points).sum(-1).min() > 0
 
