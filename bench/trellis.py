@@ -242,8 +242,8 @@ def bench_conditions(table: Table, model: Trellis | ReconViaGen, n: int) -> tupl
 def bench_whole(table: Table, model: Trellis, n: int) -> None:
     """From n images of 1024² to the bytes of a GLB of 20,000 faces and a 1024² texture.
 
-    Random weights give no shape: the shell's voxels stand in for the decoded structure and the shell's distances for the
-    decoded channels. Every part runs on inputs of the real size.
+    Random weights give no shape: the shell's voxels stand in for the decoded structure and the shell's distances for
+    the decoded channels. Every part runs on inputs of the real size.
     """
     networks, options, device = model.networks, model.defaults, model.networks.device
     images = views(n)
