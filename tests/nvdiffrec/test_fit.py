@@ -148,6 +148,26 @@ def test_single_steps_are_one_long_advance(views: ViewSet):
     assert_same(single, advance(started(views), steps=5)[0])
 
 
+def test_threads_change_nothing_from_run_to_run():
+    """At a size at which torch spreads its sums over threads, in both passes."""
+    large = synthetic.viewset(synthetic.around(4), size=256, f=384.0)
+    numbers = replace(
+        TINY, lattice=40, shape_size=224, texture_crop=256, texture_size=256, target_faces=3000, shape_steps=4,
+        texture_steps=4,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        start = started(large, numbers=numbers)
+        shape = advance(start, steps=4)[0]
+        assert_same(advance(start, steps=4)[0], shape)
+        texture = advance(shape, steps=1)[0]
+        assert_same(advance(texture)[0], advance(texture)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_another_seed_is_another_fit(views: ViewSet):
     one, other = (advance(started(views, seed), steps=3)[0] for seed in (0, 1))
     assert not torch.equal(one.variables["sdf"], other.variables["sdf"])

@@ -29,6 +29,7 @@ from viewmesh.nvdiffrec.memory import check_memory
 from viewmesh.nvdiffrec.optim import Moments, Variables, zero_moments
 from viewmesh.nvdiffrec.presets import Preset
 from viewmesh.nvdiffrec.problem import Problem
+from viewmesh.nvdiffrec.repeatable import repeatable
 from viewmesh.nvdiffrec.shape import BAND_EVERY
 from viewmesh.nvdiffrec.shape_pass import new_variables, shape_step
 from viewmesh.nvdiffrec.surface import Surface, from_mesh, from_shape
@@ -124,7 +125,8 @@ def advance(
         check(cancelled)
         last = made + 1 == steps or (deadline is not None and time.monotonic() >= deadline)
         report = last or work.state.steps_done % REPORT_EVERY == 0 or work.state.steps_done == work.state.steps - 1
-        metrics = work.step(report) or metrics
+        with repeatable(state.problem.device):
+            metrics = work.step(report) or metrics
         made += 1
         if report:
             progress(work.stage, work.state.steps_done, work.state.steps, **metrics)
