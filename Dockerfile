@@ -104,6 +104,7 @@ STOPSIGNAL SIGTERM
 # The first start of the graph takes a while; after that three failures in a minute and a half mean that it is gone.
 HEALTHCHECK --interval=30s --timeout=6s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=5)"]
-ENTRYPOINT ["viewmesh"]
+# No entry point: KubeRay and `ray up` run this image with commands of their own.
+ENTRYPOINT []
 # A public address without a keys file is refused: mount one, written by `viewmesh config key`.
-CMD ["serve", "--host", "0.0.0.0", "--port", "8000", "--data", "/data", "--config", "/etc/viewmesh/serve_config.yaml"]
+CMD ["viewmesh", "serve", "--host", "0.0.0.0", "--port", "8000", "--data", "/data", "--config", "/etc/viewmesh/serve_config.yaml"]

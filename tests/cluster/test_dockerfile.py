@@ -116,9 +116,9 @@ def test_commands_are_lists_and_serve_takes_their_options() -> None:
 
     from serve_app.command import app
 
-    assert json.loads(of("ENTRYPOINT")[0]) == ["viewmesh"]
+    assert json.loads(of("ENTRYPOINT")[0]) == [], "`ray up` runs the image with `bash`"
     command = json.loads(of("CMD")[0])
-    assert command[:3] == ["serve", "--host", "0.0.0.0"]
+    assert command[:4] == ["viewmesh", "serve", "--host", "0.0.0.0"]
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
     assert all(word in shown for word in command if word.startswith("--"))
     assert "/livez" in of("HEALTHCHECK")[0]

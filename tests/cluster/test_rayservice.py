@@ -86,6 +86,14 @@ def test_config_check_finds_nothing(graph: dict[str, Any]) -> None:
     assert configuration.check(graph) == []
 
 
+def test_the_other_serve_config_differs_in_places_and_keys_only(cluster: Path, serve_config: dict[str, Any]) -> None:
+    config = yaml.safe_load((cluster / "serve_config.yaml").read_text())
+    here, there = flat_config(config), flat_config(serve_config)
+    differing = {key: here.get(key) for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
+    assert differing == {k: v for k, v in EDITS.items() if k.startswith(("http_options", "args"))}
+    assert configuration.check(config) == []
+
+
 def test_no_secret_is_in_the_config(graph: dict[str, Any]) -> None:
     """The places are in the config, the credentials in the environment, from Secrets: libpq's and AWS's variables."""
     import sqlalchemy as sa
