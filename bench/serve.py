@@ -285,12 +285,12 @@ def soak(service: RayService, folder: Path, minutes: float) -> None:
             while not stop.is_set():
                 try:
                     ids.append(
-                        service.submit(client, folder, {"seed": 1000 * n + k}, optimise_s=random.uniform(0.1, 4))
+                        service.submit(client, folder, {"seed": 1000 * n + k}, optimise_s=random.uniform(0.1, 2))
                     )
                 except Exception as error:  # what was not accepted may be refused, but is worth a count
                     errors.append(type(error).__name__)
                 k += 1
-                stop.wait(random.uniform(0.5, 3))
+                stop.wait(random.uniform(3, 8))  # together less than one replica can do, deaths included
 
     threads = [threading.Thread(target=submitter, args=(n,), daemon=True) for n in range(3)]
     for thread in threads:
