@@ -56,7 +56,7 @@ class _InMemory(Resolver):
         return self.files.keys()
 
     def write(self, name: str, data) -> None:
-        raise NotImplementedError
+        raise OSError("A check only reads.")
 
     def namespaced(self, namespace: str):
-        raise NotImplementedError
+        raise OSError("A check only reads.")
