@@ -33,11 +33,11 @@ def viewmesh(*words: object) -> Result:
 
 
 def told(result: Result, code: int) -> str:
-    """What a refused command wrote on standard error; nothing on standard output and no traceback."""
+    """What a refused command said on standard error after its progress; nothing on standard output, no traceback."""
     assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
-    return result.stderr
+    return result.stderr[result.stderr.index("viewmesh: ") :] if "viewmesh: " in result.stderr else result.stderr
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import json
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+LINE_EVERY_S = 10.0
 
 # the process's exit code by what went wrong; 130 is what a shell gives a program stopped by Ctrl-C
 EXIT_CODES: dict[type[ViewmeshError], int] = {
@@ -76,9 +78,13 @@ def interruptible() -> Iterator[threading.Event]:
 
 
 class Bar:
-    """A live line on standard error: stage, bar, step, loss, PSNR, time left. It is a viewmesh.progress.Progress."""
+    """A live line on standard error: stage, bar, step, loss, PSNR, time left. It is a viewmesh.progress.Progress.
+
+    Where standard error is no terminal it is a plain line at each new stage and every LINE_EVERY_S seconds.
+    """
 
     def __init__(self) -> None:
+        self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=30),
@@ -86,9 +92,11 @@ class Bar:
             TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._printed = 0.0
 
     def __enter__(self) -> "Bar":
         self._bars.start()
@@ -98,10 +106,15 @@ class Bar:
         self._bars.stop()
 
     def __call__(self, stage: str, step: int, steps: int, **metrics: float) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=steps, metrics="")
+        new = stage not in self._tasks
         shown = " ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "psnr") if name in metrics)
-        self._bars.update(self._tasks[stage], completed=step, total=steps, metrics=shown)
+        if new:
+            self._tasks[stage] = self._bars.add_task(stage, total=steps, metrics="")
+        if self._console.is_terminal:
+            self._bars.update(self._tasks[stage], completed=step, total=steps, metrics=shown)
+        elif new or time.monotonic() - self._printed > LINE_EVERY_S:
+            typer.echo(f"{stage} {step}/{steps} {shown}".rstrip(), err=True)
+            self._printed = time.monotonic()
 
 
 @app.command()
@@ -150,22 +163,17 @@ def reconstruct(
         places = {options.model: weights} if weights else {}
         with interruptible() as stop:
             try:
-                if as_json or not sys.stderr.isatty():
+                with Bar() as bar:
                     files = run(
-                        source, out, options, device=device, weights=places, resume=resume, cancelled=stop.is_set
+                        source,
+                        out,
+                        options,
+                        device=device,
+                        weights=places,
+                        resume=resume,
+                        progress=bar,
+                        cancelled=stop.is_set,
                     )
-                else:
-                    with Bar() as bar:
-                        files = run(
-                            source,
-                            out,
-                            options,
-                            device=device,
-                            weights=places,
-                            resume=resume,
-                            progress=bar,
-                            cancelled=stop.is_set,
-                        )
             except Cancelled as error:
                 error.hint = "The same command with --resume goes on from here."
                 raise
