@@ -109,6 +109,8 @@ def overhead(service: RayService, folder: Path) -> None:
     """A job of known length: what the service takes beyond it."""
     extra = []
     with service.client() as client:
+        while client.list(state="queued", limit=1).items or client.list(state="running", limit=1).items:
+            time.sleep(0.5)  # what other figures left behind
         for i in range(8):
             began = time.monotonic()
             job_id = service.submit(client, folder, {"seed": i}, optimise_s=2.0)

@@ -1,7 +1,6 @@
 """Router: the ingress. Stateless: what it knows is in the job database and the artifact store, so N replicas agree."""
 
 import asyncio
-import os
 import time
 from typing import Any
 
@@ -80,8 +79,7 @@ class Router:
         return None
 
     def __serve_build_asgi_app__(self) -> Edge:
-        # HAProxy passes answers on as they are; Serve's own proxy adds the request id.
-        return self.service.asgi(echo_request_id=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
+        return self.service.asgi(echo_request_id=False)  # Serve adds the header itself, behind either of its proxies
 
 
 def _refuse_to_be_open(args: AppArgs) -> None:
