@@ -34,6 +34,12 @@ test: setup tests/export/node_modules/.stamp ## what CI runs: under 12 minutes o
 test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
+test-faults: setup ## kill, redeploy and restart the service
+	$(BIN)/python -m pytest -m slow tests/serve_app --timeout 1800
+
+soak: setup ## random kills for 15 minutes
+	$(BIN)/python bench/serve.py soak --minutes 15
+
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -43,4 +49,4 @@ bench: setup ## the figures of the README on the sample capture
 	$(BIN)/python bench/reconstruct.py out/sample --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
 	$(BIN)/python bench/raster.py
 
-.PHONY: help setup demo lint test test-slow test-gpu bench
+.PHONY: help setup demo lint test test-slow test-faults soak test-gpu bench
