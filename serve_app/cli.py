@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from viewmesh.cli import Bar, errors_as_sentences
+from viewmesh.cli import Bar, errors_as_sentences, options_of
 from viewmesh.errors import OptionError, ViewmeshError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
@@ -83,20 +83,7 @@ def submit(
         "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
     }
     with errors_as_sentences():
-        reconstruct_over_http(url, source, out, options_of(given), key=key)
-
-
-def options_of(given: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    from viewmesh.options import Options
-
-    try:
-        return Options.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"{name}: {first['msg']}.", hint="See viewmesh submit --help.") from error
+        reconstruct_over_http(url, source, out, options_of(given, "submit"), key=key)
 
 
 def reconstruct_over_http(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+if TYPE_CHECKING:
+    from viewmesh.options import Options
 
 LINE_EVERY_S = 10.0
 
@@ -57,6 +60,20 @@ def errors_as_sentences() -> Iterator[None]:
             typer.echo(f"  {error.hint}", err=True)
         code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
         raise typer.Exit(code) from error
+
+
+def options_of(given: dict[str, Any], command: str) -> "Options":
+    """The Options that a command line asks for. Raises OptionError naming the first that is wrong."""
+    from pydantic import ValidationError
+
+    from viewmesh.options import Options
+
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"{name}: {first['msg']}.", hint=f"See viewmesh {command} --help.") from error
 
 
 @contextmanager
@@ -142,22 +159,13 @@ def reconstruct(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
 ) -> None:
     """Reconstruct a textured mesh from a folder or zip of views."""
-    from pydantic import ValidationError
-
-    from viewmesh.options import Options
-
     given = {
         "model": model, "preset": preset, "seed": seed, "target_faces": target_faces, "texture_size": texture_size,
         "formats": tuple(formats.split(",")), "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
         "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
     }  # fmt: skip
     with errors_as_sentences():
-        try:
-            options = Options.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise OptionError(f"{name}: {first['msg']}.", hint="See viewmesh reconstruct --help.") from error
+        options = options_of(given, "reconstruct")
         from viewmesh.reconstruct import reconstruct as run
 
         places = {options.model: weights} if weights else {}

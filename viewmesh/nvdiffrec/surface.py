@@ -7,7 +7,6 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from viewmesh.errors import EmptyReconstruction
-from viewmesh.geometry.camera import Cameras, fibonacci_sphere, look_at, pinhole
 from viewmesh.geometry.clean import drop_floaters, drop_hidden
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 from viewmesh.geometry.normals import vertex_normals, vertex_tangents
@@ -16,13 +15,13 @@ from viewmesh.geometry.unwrap import unwrap
 from viewmesh.nvdiffrec.initial import HALF
 from viewmesh.nvdiffrec.optim import Variables
 from viewmesh.nvdiffrec.problem import Problem
-from viewmesh.nvdiffrec.rendering import viewpoint
+from viewmesh.nvdiffrec.rendering import FAR, NEAR
 from viewmesh.nvdiffrec.view_corrections import corrections
 from viewmesh.nvdiffrec.volume import material_at
 from viewmesh.render.bake import TexelMap, dilate, sample_at, texel_map
 from viewmesh.render.light import from_latlong
-from viewmesh.render.rasterizer import Rasterizer
 from viewmesh.render.tangent_space import into_tangent_space
+from viewmesh.render.visible import all_around, visible_faces
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def from_shape(problem: Problem, variables: Variables) -> tuple[Surface, Variabl
     if len(faces) == 0:
         raise EmptyReconstruction("The shape pass ended without a surface.", hint="Check the masks and the cameras.")
     mesh = Mesh(vertices.detach().cpu(), faces.cpu())
-    mesh = drop_floaters(drop_hidden(mesh, visible_faces(problem.rasterizer, mesh, problem)))
+    mesh = drop_floaters(drop_hidden(mesh, seen_faces(problem, mesh)))
     light = simplify(mesh, problem.preset.target_faces)
     size = problem.preset.texture_size
     atlas = unwrap(light, size, timeout_s=problem.preset.unwrap_timeout_s)
@@ -141,18 +140,8 @@ def texture_variables(surface: Surface, material: Material) -> Variables:
     }
 
 
-@torch.no_grad()
-def visible_faces(rasterizer: Rasterizer, mesh: Mesh, problem: Problem, views: int = 60, size: int = 384) -> Tensor:
-    """Which faces (F,) bool some input camera, or some camera of a sphere around the object, can see."""
-    eyes = 2.2 * fibonacci_sphere(views)
-    around = pinhole(look_at(eyes, torch.zeros(3), torch.tensor([0.0, 1.0, 0.0])), 0.7, size, size)
-    seen = torch.zeros(len(mesh.faces) + 1, dtype=torch.bool, device=problem.device)
-    vertices = torch.cat([mesh.vertices, torch.ones_like(mesh.vertices[:, :1])], -1).to(problem.device)
-    faces = mesh.faces.to(problem.device)
-    for cameras in (around, problem.shape_targets.cameras):
-        for one in range(len(cameras)):
-            view: Cameras = cameras[one]
-            clip = vertices @ viewpoint(view, problem.device).clip_from_scene.mT
-            rast = rasterizer.rasterize(clip, faces, view.height, view.width).rast
-            seen[rast[..., 3].long().unique()] = True
-    return seen[1:].cpu()
+def seen_faces(problem: Problem, mesh: Mesh) -> Tensor:
+    """Which faces (F,) bool, on the CPU, some input camera, or some camera of a sphere around the object, can see."""
+    cameras = (all_around(60, 0.7, 384), problem.shape_targets.cameras)
+    seen = visible_faces(mesh.to(problem.device), cameras, problem.rasterizer, near=NEAR, far=FAR)
+    return seen.cpu()

@@ -25,6 +25,7 @@ from viewmesh.geometry.camera import Y_UP_FROM_Z_UP
 from viewmesh.geometry.flexicubes import FlexiMesh
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.progress import Progress, check, never, silent
+from viewmesh.render.shading import srgb_to_linear
 from viewmesh.trellis import checkpoint, stages
 from viewmesh.trellis.attention import prefer_cudnn_attention
 from viewmesh.trellis.decoders import Gaussians, SLatGaussianDecoder, SLatMeshDecoder
@@ -352,6 +353,5 @@ def y_up(extracted: FlexiMesh) -> Mesh:
     attributes = extracted.attributes
     colors = None
     if attributes is not None:
-        srgb = attributes[:, :3]
-        colors = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        colors = srgb_to_linear(attributes[:, :3])
     return Mesh(extracted.vertices, extracted.faces, colors).transformed(Y_UP_FROM_Z_UP)

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
-from viewmesh.geometry.camera import fibonacci_sphere, look_at, pinhole
 from viewmesh.geometry.clean import components, drop_floaters, drop_hidden, fill_small_holes, is_watertight, weld
 from viewmesh.geometry.dense import DenseSurface
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
@@ -22,8 +20,9 @@ from viewmesh.geometry.simplify import simplify
 from viewmesh.geometry.unwrap import Atlas, unwrap
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.render.bake import dilate, sample_at, texel_map
-from viewmesh.render.rasterizer import Rasterizer, get_rasterizer
+from viewmesh.render.rasterizer import get_rasterizer
 from viewmesh.render.tangent_space import into_tangent_space
+from viewmesh.render.visible import all_around, visible_faces
 
 TARGET_FACES = 20_000
 TEXTURE_SIZE = 1024
@@ -83,21 +82,7 @@ def clean(mesh: Mesh) -> Mesh:
     mesh = drop_floaters(mesh)
     if int(components(mesh).max()) == 0:
         return mesh
-    return drop_hidden(mesh, visible_faces(mesh, get_rasterizer("cpu")))
-
-
-@torch.no_grad()
-def visible_faces(mesh: Mesh, rasterizer: Rasterizer, views: int = 32, size: int = 256) -> Tensor:
-    """(F,) bool: some pixel of some of the cameras on a sphere around the unit cube shows the face."""
-    poses = look_at(2.2 * fibonacci_sphere(views), torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
-    around = pinhole(poses, 0.8, size, size)
-    clip_from_mesh = (around.clip_from_camera(1.0, 4.0) @ around.camera_from_world).to(mesh.vertices)
-    vertices = torch.cat([mesh.vertices, torch.ones_like(mesh.vertices[:, :1])], -1)
-    seen = torch.zeros(len(mesh.faces) + 1, dtype=torch.bool, device=mesh.vertices.device)
-    for some in clip_from_mesh.split(4):
-        rast = rasterizer.rasterize(vertices @ some.mT, mesh.faces, size, size).rast
-        seen[rast[..., 3].reshape(-1).long()] = True
-    return seen[1:]
+    return drop_hidden(mesh, visible_faces(mesh, [all_around(32, 0.8, 256)], get_rasterizer("cpu"), near=1.0, far=4.0))
 
 
 @torch.no_grad()
