@@ -31,9 +31,13 @@ config = typer.Typer(help="Check serve_config.yaml; make API keys.", no_args_is_
 
 
 def serve(
-    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
-    host: Annotated[str, typer.Option(help="A public address needs API keys.")] = "127.0.0.1",
-    data: Annotated[Path, typer.Option(help="Where jobs and their files lie.")] = Path("data"),
+    port: Annotated[int | None, typer.Option(help="Where to listen; the config's, 8000, by default.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="A public address needs API keys; the config's, 127.0.0.1, by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where jobs and their files lie; the config's, ./data, by default.")
+    ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="serve_config.yaml")] = None,
     fake: Annotated[float | None, typer.Option(help="Engines that need no model: seconds per job.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show the log here instead of in DATA/serve.log.")] = False,
@@ -41,10 +45,10 @@ def serve(
     """Start the service on this machine, fitted to it, and stay until Ctrl-C."""
     with errors_as_sentences():
         file = write_adapted(config_file or DEFAULT_CONFIG, data, port=port, host=host, fake=fake)
+        data, url = file.parent, listening_at(file)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         child = start(file, data, verbose=verbose)
         try:
-            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
             await_ready(url, child, data)
             typer.echo(
                 f"viewmesh is ready at {url}  (page /, API /docs, data {data}, log {data / 'serve.log'})", err=True
@@ -165,20 +169,24 @@ def key(
 
 def write_adapted(
     config_file: Path,
-    data: Path,
+    data: Path | None,
     *,
-    port: int,
-    host: str = "127.0.0.1",
+    port: int | None = None,
+    host: str | None = None,
     fake: float | None = None,
     change: Any = None,
 ) -> Path:
-    """The config fitted to this machine, written into `data`. Raises OptionError for anything that `check` finds."""
+    """The config fitted to this machine, written into its data folder; what is None stays as the config has it.
+
+    Raises OptionError for anything that `check` finds.
+    """
     from serve_app import config as configuration
 
     value = configuration.load(config_file)
     found = configuration.check(value)
     if found:
         raise OptionError(f"{config_file}: {found[0]}", hint=f"viewmesh config check {config_file}")
+    data = data or configuration.data_folder(value)
     data.mkdir(parents=True, exist_ok=True)
     fitted = configuration.adapted(value, cpus=os.cpu_count() or 1, gpus=_gpus(), data=data, port=port, host=host)
     if fake is not None:
@@ -191,6 +199,16 @@ def write_adapted(
     file = data / "serve_config.yaml"
     file.write_text(yaml.safe_dump(fitted, sort_keys=False))
     return file
+
+
+def listening_at(file: Path) -> str:
+    """The URL of the service that a config starts, as seen from this machine."""
+    import yaml
+
+    http = yaml.safe_load(file.read_text()).get("http_options") or {}
+    host = http.get("host", "127.0.0.1")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{host}:{http.get('port', 8000)}"
 
 
 def start(

@@ -132,7 +132,10 @@ def adapted(
     port: int | None = None,
     host: str | None = None,
 ) -> dict[str, Any]:
-    """The config for a machine: without GPUs Nvdiffrec runs on the CPU, and nothing asks for more than there is."""
+    """The config for a machine: without GPUs Nvdiffrec runs on the CPU, and nothing asks for more than there is.
+
+    data, port, host: instead of the config's own. A database or artifact store that the config names stays.
+    """
     fitted = copy.deepcopy(config)
     http = fitted.setdefault("http_options", {})
     if port is not None:
@@ -143,8 +146,6 @@ def adapted(
         args = application.setdefault("args", {})
         if data is not None:
             args["data"] = str(data.absolute())
-            args.pop("database", None)
-            args.pop("artifacts", None)
         generative = _generative_models(args, gpus)
         _share_gpus(application, generative, gpus)
         for deployment in application.get("deployments", []):
@@ -165,6 +166,15 @@ def adapted(
                 if scaling:
                     scaling["max_replicas"] = max(1, min(scaling.get("max_replicas", 1), cpus // 2))
     return fitted
+
+
+def data_folder(config: dict[str, Any]) -> Path:
+    """Where the config's application keeps its data; relative to the current folder, as for `serve run`."""
+    for application in config.get("applications", []):
+        given = (application.get("args") or {}).get("data")
+        if given is not None:
+            return Path(given)
+    return AppArgs().data
 
 
 def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A committed file as an HTTP answer: ETag, If-None-Match, one byte range (RFC 9110), streamed from any store."""
+"""A committed file as an HTTP answer: HEAD, ETag, If-None-Match, one byte range (RFC 9110), streamed from any store."""
 
 import asyncio
 import re
@@ -29,6 +29,8 @@ async def file_response(
     }
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=head)
+    if request.method == "HEAD":  # which knows no ranges
+        return Response(headers={**head, "Content-Length": str(size)}, media_type=row["media_type"])
     part = _part(request, size, etag)
     start, end = part or (0, size)
     blocks = store.read(row["key"], start, end, BLOCK)

@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import viewmesh
 from serve_app import models
@@ -218,6 +219,13 @@ async def events(job_id: JobId, request: Request, s: Serving, by: By) -> Respons
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
+@jobs_api.head(
+    "/{job_id}/artifacts/{name}",
+    name="artifact_head",
+    response_class=Response,
+    summary="The headers of a file",
+    responses={304: {"description": "Unchanged."}},
+)
 @jobs_api.get(
     "/{job_id}/artifacts/{name}",
     response_class=Response,
@@ -268,11 +276,19 @@ async def list_models(s: Serving) -> ModelList:
     return ModelList(models=found, default=next((model.name for model in found if model.ready), None))
 
 
+@api.head("/livez", name="livez_head", tags=["probes"])
 @api.get("/livez", response_model=Health, tags=["probes"])
 async def livez() -> Health:
     return Health(status="ok")
 
 
+@api.head(
+    "/readyz",
+    name="readyz_head",
+    response_class=Response,
+    tags=["probes"],
+    responses={503: {"description": "Not ready."}},
+)
 @api.get("/readyz", response_model=Health, tags=["probes"], responses={503: {"model": Health}})
 async def readyz(s: Serving) -> Response:
     checks: dict[str, str] = {}
@@ -302,6 +318,7 @@ async def metrics(request: Request, s: Serving) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
+@api.head("/", include_in_schema=False)
 @api.get("/", include_in_schema=False)
 async def page() -> Response:
     return FileResponse(STATIC / "index.html", media_type="text/html")
@@ -345,6 +362,7 @@ def application(state: "Service") -> FastAPI:
     app.include_router(jobs_api)
     app.include_router(api)
     describe(app)
+    app.add_middleware(Bodiless)
 
     async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
@@ -365,6 +383,19 @@ def application(state: "Service") -> FastAPI:
     for kind in (RequestValidationError, HTTPException, ViewmeshError, Exception):
         app.add_exception_handler(kind, answer)
     return app
+
+
+class Bodiless:
+    """The answer to a HEAD is that to its GET without the body, also where it is a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app(scope, receive, head if scope.get("method") == "HEAD" else send)
 
 
 def _methods(scope: Any) -> list[str]:

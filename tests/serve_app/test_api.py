@@ -194,6 +194,23 @@ async def test_list_pages_newest_first_and_filters(running: Running):
     )
 
 
+async def test_head_answers_as_get_does_without_the_body(running: Running):
+    url = (await running.submit()).json()["artifacts"][0]["url"]
+    for path, status in ((url, 200), ("/livez", 200), ("/readyz", 200), ("/", 200), (f"{url}x", 404)):
+        whole, head = await running.http.get(path), await running.http.head(path)
+        assert (head.status_code, whole.status_code) == (status, status), path
+        assert head.content == b""
+        varying = {"x-request-id", "content-length"} if status == 404 else {"x-request-id"}
+        assert {k: v for k, v in head.headers.items() if k not in varying} == {
+            k: v for k, v in whole.headers.items() if k not in varying
+        }
+    etag = (await running.http.head(url)).headers["etag"]
+    assert (await running.http.head(url, headers={"if-none-match": etag})).status_code == 304
+    assert (await running.http.head(url, headers={"range": "bytes=0-3"})).status_code == 200
+    refused = await running.http.put(url)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+
+
 async def test_ranges_and_etags(running: Running):
     job = (await running.submit()).json()
     url = next(a["url"] for a in job["artifacts"] if a["name"] == "mesh.glb")

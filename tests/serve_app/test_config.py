@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from serve_app import config
+from serve_app import cli, config
 from serve_app.app import build
 from serve_app.settings import AppArgs
 
@@ -70,6 +70,29 @@ def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
     asked = sum(d["ray_actor_options"].get("num_cpus", 1) for d in application(fitted)["deployments"])
     assert asked <= 2
     assert config.adapted(shipped, cpus=64, gpus=8)["applications"][0]["args"]["slots"] == {"nvdiffrec": 8}
+
+
+def test_what_the_config_names_stays_and_what_the_command_names_wins(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    shipped["http_options"]["port"] = 9001
+    application(shipped)["args"].update(data="mine", database="postgresql://db/viewmesh", artifacts="s3://bucket/here")
+    file.write_text(yaml.safe_dump(shipped))
+
+    def fitted(data=None, **given):
+        written = cli.write_adapted(file, data, **given)
+        value = config.load(written)
+        assert application(value)["args"]["data"] == str(written.parent.absolute())
+        assert application(value)["args"]["database"] == "postgresql://db/viewmesh"
+        assert application(value)["args"]["artifacts"] == "s3://bucket/here"
+        return written.parent.absolute(), cli.listening_at(written)
+
+    assert fitted() == (tmp_path / "mine", "http://127.0.0.1:9001")
+    assert fitted(Path("other"), port=9002, host="0.0.0.0") == (tmp_path / "other", "http://127.0.0.1:9002")
+    application(shipped)["args"] = {}
+    assert config.data_folder(shipped) == Path("data")
+    args = AppArgs.model_validate(application(config.adapted(shipped, cpus=2, gpus=0, data=tmp_path / "x"))["args"])
+    assert args.database_url() == f"sqlite:///{tmp_path}/x/jobs.sqlite"
 
 
 def test_the_command_says_what_is_wrong(tmp_path):

@@ -23,8 +23,8 @@ async def test_the_document_names_every_route_and_problem(running: Running):
     assert routes == {
         ("post", "/v1/reconstructions"), ("get", "/v1/reconstructions"), ("get", job), ("delete", job),
         ("post", f"{job}/cancel"), ("post", f"{job}/exports"), ("get", f"{job}/events"),
-        ("get", f"{job}/artifacts/{{name}}"), ("get", "/v1/models"), ("get", "/livez"), ("get", "/readyz"),
-        ("get", "/metrics"),
+        ("get", f"{job}/artifacts/{{name}}"), ("head", f"{job}/artifacts/{{name}}"), ("get", "/v1/models"),
+        ("get", "/livez"), ("head", "/livez"), ("get", "/readyz"), ("head", "/readyz"), ("get", "/metrics"),
     }  # fmt: skip
     answers = document["paths"][job]["get"]["responses"]
     assert list(answers["404"]["content"]) == ["application/problem+json"]
