@@ -1,10 +1,13 @@
-import subprocess
+import os
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from solids import ball, bumpy, cube, spiral, together, torus
 
+from viewmesh.errors import Cancelled
 from viewmesh.geometry import unwrap as module
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.simplify import simplify
@@ -100,21 +103,19 @@ def test_large_meshes_are_cut_into_parts_and_put_together(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "failure",
+    "child",
     [
-        subprocess.CalledProcessError(-11, "xatlas"),
-        subprocess.TimeoutExpired("xatlas", 1),
-        OSError("no memory for a process"),
+        (sys.executable, "-c", "import os; os.abort()"),
+        (sys.executable, "-c", "import time; time.sleep(60)"),
+        (sys.executable, "-c", "import sys; open(sys.argv[2], 'w').write('garbage')"),
+        ("/not/there",),
     ],
-    ids=["crash", "time", "no process"],
+    ids=["crash", "time", "garbage", "no process"],
 )
-def test_a_crash_of_xatlas_costs_only_its_charts(monkeypatch, failure):
-    def fail(*_, **__):
-        raise failure
-
-    monkeypatch.setattr(module.subprocess, "run", fail)
+def test_a_crash_of_xatlas_costs_only_its_charts(monkeypatch, child):
+    monkeypatch.setattr(module, "CHILD", child)
     mesh = bumpy(3)
-    atlas = unwrap(mesh, SIZE)
+    atlas = unwrap(mesh, SIZE, timeout_s=0.5)
     check(mesh, atlas, allowed_double=0.002)
     assert torch.equal(atlas.uvs, unwrap(mesh, SIZE, fallback_only=True).uvs)
 
@@ -122,6 +123,35 @@ def test_a_crash_of_xatlas_costs_only_its_charts(monkeypatch, failure):
 def test_no_time_means_our_own_charts():
     mesh = bumpy(2)
     assert torch.equal(unwrap(mesh, SIZE, timeout_s=0).uvs, unwrap(mesh, SIZE, fallback_only=True).uvs)
+
+
+def test_cancelling_ends_the_children_at_once(monkeypatch, tmp_path):
+    """Several parts, each with a child that would work for a minute."""
+    begun = tmp_path / "pids"
+    work = f"import os, time; open({str(begun)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(60)"
+    monkeypatch.setattr(module, "CHILD", (sys.executable, "-c", work))
+    monkeypatch.setattr(module, "PART_FACES", 300)
+    stopped: list[float] = []
+
+    def cancelled() -> bool:
+        if begun.exists() and not stopped:
+            stopped.append(time.monotonic())
+        return bool(stopped)
+
+    with pytest.raises(Cancelled):
+        unwrap(bumpy(3), SIZE, cancelled=cancelled)
+    assert time.monotonic() - stopped[0] < 2
+    for pid in begun.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@pytest.mark.parametrize("part", ["repaired", "pack"])
+def test_what_comes_after_the_children_is_stopped_too(monkeypatch, part):
+    reached, whole = [], getattr(module, part)
+    monkeypatch.setattr(module, part, lambda *args: (reached.append(True), whole(*args))[1])
+    with pytest.raises(Cancelled):
+        unwrap(bumpy(3), SIZE, fallback_only=True, cancelled=lambda: bool(reached))
 
 
 def test_same_mesh_same_atlas():

@@ -54,6 +54,9 @@ def tensors(state: State) -> dict[str, torch.Tensor]:
     named |= {f"second/{k}": v for k, v in state.moments.second.items()}
     if state.band is not None:
         named["band"] = state.band
+    if state.cleaned is not None:
+        dense, light = state.cleaned.dense, state.cleaned.light
+        named |= {"dense": dense.vertices, "dense_faces": dense.faces, "light": light.vertices, "faces": light.faces}
     if state.surface is not None:
         named |= {f"surface/{k}": v for k, v in vars(state.surface).items()}
     if state.initial is not None:
@@ -121,7 +124,7 @@ def test_advance_leaves_the_given_state_as_it_was(views: ViewSet, whole: State):
         assert after.steps_done == state.steps_done + 2
 
 
-STOPS = (7, 20, 23, 24, 25, 28, 33)  # in a band, on its border, before and after both ends of unwrapping, in texture
+STOPS = (7, 20, 23, 24, 25, 26, 27, 30, 35)  # in a band, on its border, around each step between the passes, texture
 
 
 def test_slices_and_saved_states_go_on_bit_for_bit(views: ViewSet, whole: State, tmp_path):
@@ -168,6 +171,30 @@ def test_threads_change_nothing_from_run_to_run():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_slice_ends_with_its_phase(views: ViewSet):
+    """So a slice that dies in a step between the passes loses that step alone."""
+    state, ends = started(views), []
+    while not state.done:
+        state, _ = advance(state, seconds=600)
+        ends.append((state.phase, state.steps_done))
+    assert ends == [("clean", 24), ("unwrap", 25), ("bake", 26), ("texture", 27), ("done", 35)]
+
+
+@pytest.mark.parametrize("phase", fit.BETWEEN)
+def test_the_steps_between_the_passes_are_stopped_in_their_midst(views: ViewSet, phase: str):
+    state = started(views)
+    while state.phase != phase:
+        state, _ = advance(state, seconds=600)
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    with pytest.raises(Cancelled):
+        advance(state, cancelled=cancelled)
+
+
 def test_another_seed_is_another_fit(views: ViewSet):
     one, other = (advance(started(views, seed), steps=3)[0] for seed in (0, 1))
     assert not torch.equal(one.variables["sdf"], other.variables["sdf"])
@@ -187,7 +214,7 @@ def test_a_fit_that_is_done_stays_done(whole: State):
 
 
 def test_finish_wants_a_finished_fit(views: ViewSet):
-    with pytest.raises(ValueError, match="0 of 33"):
+    with pytest.raises(ValueError, match="0 of 35"):
         finish(started(views))
 
 
@@ -207,11 +234,11 @@ def test_cancelled_between_steps(views: ViewSet):
 
 
 def test_progress_names_the_passes_and_ends_at_the_last_step(heard: list[tuple[str, int, int]], whole: State):
-    assert whole.steps == 33
-    assert list(dict.fromkeys(stage for stage, _, _ in heard)) == ["shape", "texture"]
+    assert whole.steps == 35
+    assert list(dict.fromkeys(stage for stage, _, _ in heard)) == ["shape", "clean", "unwrap", "bake", "texture"]
     assert [step for _, step, _ in heard] == sorted({step for _, step, _ in heard})
     assert heard[0][1] == 1
-    assert heard[-1] == ("texture", 33, 33)
+    assert heard[-1] == ("texture", 35, 35)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 12, 30])
@@ -338,7 +365,7 @@ def test_a_mesh_that_is_not_sound_is_refused(views: ViewSet, mesh: TexturedMesh)
 
 def test_a_refinement_is_resumed_bit_for_bit(views: ViewSet, mesh: TexturedMesh, tmp_path):
     state = started(views, initial=mesh)
-    assert (state.phase, state.steps_done) == ("texture", 25)
+    assert (state.phase, state.steps_done) == ("texture", 27)
     save(state, tmp_path / "0.fit")
     state, _ = advance(state, steps=3)
     save(state, tmp_path / "3.fit")

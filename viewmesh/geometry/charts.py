@@ -5,6 +5,7 @@ sound. `projected` is our own way to make charts: planar projections along the s
 except the length of a texel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from viewmesh.geometry.texels import texels_inside
+from viewmesh.progress import check, never
 
 OVERLAP_CELLS = 1024  # side of the grid that overlaps are looked for on; finer textures are checked no finer
 
@@ -78,7 +80,7 @@ def replaced(charts: Charts, faces: np.ndarray, by: Charts) -> Charts:
     return _compact(Charts(points, new_faces, new_chart, vertex))
 
 
-def repaired(charts: Charts, texel: float) -> Charts:
+def repaired(charts: Charts, texel: float, cancelled: Callable[[], bool] = never) -> Charts:
     """The same faces in sound charts: nothing flipped or flat, nothing overlapping where a texel could see it.
 
     texel: length of a texel. Faces that are flipped or thinner than a thousandth of a texel become charts of one
@@ -89,6 +91,7 @@ def repaired(charts: Charts, texel: float) -> Charts:
     grain = max(texel, np.sqrt(flat_area(charts)) / OVERLAP_CELLS)
     suspects = np.ones(len(charts.faces), bool)
     for _ in range(64):
+        check(cancelled)
         bad = _overlapping_charts(charts, suspects, grain)
         if not len(bad):
             return charts

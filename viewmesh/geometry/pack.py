@@ -5,6 +5,7 @@ a chart against everything placed so far, at every position at once, is a few sh
 """
 
 import itertools
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -12,26 +13,29 @@ import torch
 
 from viewmesh.geometry.charts import Charts, flat_area
 from viewmesh.geometry.texels import texels_inside
+from viewmesh.progress import check, never
 
 CELLS = 384  # at most, per side: finer packs little tighter and costs its third power
 
 
-def pack(charts: Charts, size: int, padding: int) -> np.ndarray:
+def pack(charts: Charts, size: int, padding: int, cancelled: Callable[[], bool] = never) -> np.ndarray:
     """Where each point of the charts lies in [0, 1]^2, x right and y up, (T, 2) float64; one scale for all charts.
 
     Charts keep `padding` texels of a size x size image apart and half of that from the border. When there are so many
-    that not even points would fit so, the padding is halved until they do.
+    that not even points would fit so, the padding is halved until they do. Raises Cancelled between two charts.
     """
     points, of_point = _upright(charts)
     cells, margin = min(size, CELLS), padding / 2 * min(size, CELLS) / size
     while True:
-        placed = _fit(Charts(points, charts.faces, charts.chart, charts.vertex), of_point, cells, margin)
+        placed = _fit(Charts(points, charts.faces, charts.chart, charts.vertex), of_point, cells, margin, cancelled)
         if placed is not None:
             return placed
         cells, margin = (cells, margin / 2) if margin > 0.5 else (cells * 2, margin)
 
 
-def _fit(charts: Charts, of_point: np.ndarray, cells: int, margin: float) -> np.ndarray | None:
+def _fit(
+    charts: Charts, of_point: np.ndarray, cells: int, margin: float, cancelled: Callable[[], bool]
+) -> np.ndarray | None:
     """Point positions in [0, 1]^2 at the largest scale found that fits, or None."""
     low, extent = _extent(charts.points, of_point)
     limit = (cells - 2 * margin - 2) / extent.max()
@@ -45,7 +49,7 @@ def _fit(charts: Charts, of_point: np.ndarray, cells: int, margin: float) -> np.
     for attempt in range(16):
         chart, x, y = _footprints(points * scale, charts, margin)
         if len(chart) <= cells * cells or best is None:
-            shift, turned, height = _place(chart, x, y, cells)
+            shift, turned, height = _place(chart, x, y, cells, cancelled)
             if height <= cells and scale > fitted:
                 local = points * scale + margin + 1
                 quarter = np.stack([-local[:, 1], local[:, 0]], 1)
@@ -72,7 +76,9 @@ def _footprints(local: np.ndarray, charts: Charts, margin: float) -> tuple[np.nd
     return key // (side * side), key % side, key // side % side
 
 
-def _place(chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _place(
+    chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int, cancelled: Callable[[], bool]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Shifts (K, 2) in cells, which charts are turned by 90 degrees (K,), and the height that was needed."""
     bounds = np.r_[0, np.cumsum(np.bincount(chart))]
     K, height = len(bounds) - 1, 0
@@ -80,6 +86,7 @@ def _place(chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int) -> tuple
     taken = [0] * cells.bit_length()  # taken[j]: positions from which some of the next 2^j cells of the row are taken
     rows_of_ones = sum(1 << (row * cells) for row in range(3 * cells))  # more than the charts can fill
     for k in np.argsort(-np.diff(bounds), kind="stable"):
+        check(cancelled)
         cx, cy = x[bounds[k] : bounds[k + 1]], y[bounds[k] : bounds[k + 1]]
         best = None
         for turn, (u, v) in enumerate([(cx, cy), (-cy, cx)]):

@@ -5,11 +5,13 @@ faces, each unwrapped in a child process of its own, several at a time. A part w
 our own. Every atlas is checked and repaired before it is returned.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +33,11 @@ from viewmesh.geometry.charts import (
 )
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.pack import pack
+from viewmesh.progress import check, never
 
 PART_FACES = 4000
+ASK_EVERY_S = 0.1  # whether to go on, while a child works
+CHILD = (sys.executable, "-m", "viewmesh.geometry.xatlas_child")
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,33 @@ class Atlas:
 
 
 def unwrap(
-    mesh: Mesh, texture_size: int, *, padding: int = 4, timeout_s: float = 120, fallback_only: bool = False
+    mesh: Mesh,
+    texture_size: int,
+    *,
+    padding: int = 4,
+    timeout_s: float = 120,
+    fallback_only: bool = False,
+    cancelled: Callable[[], bool] = never,
 ) -> Atlas:
     """UVs for every face: of positive area, in [0, 1], not overlapping on a texture_size square, charts `padding`
     texels apart (fewer only if the charts would not fit otherwise).
 
     timeout_s: for all of xatlas's work; parts not done by then get planar charts, as all do with `fallback_only`.
     Degenerate faces get a texel-sized triangle of their own. Faces keep their order. Same mesh, same atlas, unless a
-    part ran out of time.
+    part ran out of time. cancelled: asked several times a second, from several threads; no child outlives the call.
+    Raises InvalidMesh, Cancelled.
     """
     mesh.validate()
     vertices = mesh.vertices.detach().cpu().numpy().astype(np.float64)
     vertices = (vertices - vertices.mean(0)) / max(float(np.ptp(vertices, axis=0).max()), 1e-30)
     faces = mesh.faces.cpu().numpy()
     parts = _spatial_parts(vertices[faces].mean(1))
-    charts = _in_old_order(_charts_of_parts(vertices, faces, parts, timeout_s, fallback_only), np.concatenate(parts))
+    charts = _charts_of_parts(vertices, faces, parts, timeout_s, fallback_only, cancelled)
+    charts = _in_old_order(charts, np.concatenate(parts))
     texel = max(np.sqrt(flat_area(charts) / 0.7), 1e-9) / texture_size
-    charts = repaired(charts, texel)
+    charts = repaired(charts, texel, cancelled)
     for _ in range(4):
-        uvs = np.clip(pack(charts, texture_size, padding), 0, 1).astype(np.float32)
+        uvs = np.clip(pack(charts, texture_size, padding, cancelled), 0, 1).astype(np.float32)
         uvs[:, 1] = 1 - uvs[:, 1]
         flat = _not_counter_clockwise(uvs, charts.faces)  # slivers that float32 has lost
         if not flat.any():
@@ -81,13 +94,14 @@ def unwrap(
     )
 
 
-def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bool) -> Charts:
+def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bool, cancelled) -> Charts:
     deadline = time.monotonic() + timeout_s
 
     def one(part: np.ndarray) -> Charts:
+        check(cancelled)
         used, local = np.unique(faces[part], return_inverse=True)
         local = local.reshape(-1, 3)
-        charts = None if fallback_only else _xatlas(vertices[used], local, deadline)
+        charts = None if fallback_only else _xatlas(vertices[used], local, deadline, cancelled)
         if charts is None:
             charts = projected(vertices[used], local)
         elif (bad := squashed(charts, vertices[used])).any():
@@ -98,23 +112,35 @@ def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bo
         return joined(list(pool.map(one, parts)))
 
 
-def _xatlas(vertices: np.ndarray, faces: np.ndarray, deadline: float) -> Charts | None:
+def _xatlas(vertices: np.ndarray, faces: np.ndarray, deadline: float, cancelled: Callable[[], bool]) -> Charts | None:
     """xatlas's charts of one part, or None if its process crashed, ran out of time or gave something else."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
+    if time.monotonic() >= deadline:
         return None
     with tempfile.TemporaryDirectory(prefix="viewmesh-unwrap-") as folder:
         source, target = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(source, vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
-        command = [sys.executable, "-m", "viewmesh.geometry.xatlas_child", str(source), str(target)]
         try:
-            subprocess.run(command, check=True, timeout=remaining, capture_output=True)
+            if not _ended_well([*CHILD, str(source), str(target)], deadline, cancelled):
+                return None
             with np.load(target) as out:
                 points, uv_faces, vertex = out["points"], out["faces"].astype(np.int64), out["vertex"].astype(np.int64)
-        except (subprocess.SubprocessError, OSError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):
             return None
     same = uv_faces.shape == faces.shape and bool((vertex[uv_faces] == faces).all())
     return from_points(points, uv_faces, vertex) if same and bool(np.isfinite(points).all()) else None
+
+
+def _ended_well(command: list[str], deadline: float, cancelled: Callable[[], bool]) -> bool:
+    """Whether the command exits with 0 before the deadline; it is dead when this returns or raises Cancelled."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            while time.monotonic() < deadline:
+                check(cancelled)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(ASK_EVERY_S) == 0
+            return False
+        finally:
+            child.kill()
 
 
 def _spatial_parts(centres: np.ndarray) -> list[np.ndarray]:

@@ -32,22 +32,26 @@ from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.repeatable import repeatable
 from viewmesh.nvdiffrec.shape import BAND_EVERY
 from viewmesh.nvdiffrec.shape_pass import new_variables, shape_step
-from viewmesh.nvdiffrec.surface import Surface, from_mesh, from_shape
+from viewmesh.nvdiffrec.surface import Cleaned, Surface, baked, cleaned, from_mesh, unwrapped
 from viewmesh.nvdiffrec.texture_pass import texture_step
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.render.light import latlong
 from viewmesh.render.rasterizer import topology
 from viewmesh.views.viewset import ViewSet
 
-Phase = Literal["shape", "unwrap", "texture", "done"]
+Phase = Literal["shape", "clean", "unwrap", "bake", "texture", "done"]
 Metrics = dict[str, float]
-FORMAT = 2  # of the saved state
+BETWEEN: tuple[Phase, ...] = ("clean", "unwrap", "bake")  # the passes: one long step each
+FORMAT = 3  # of the saved state
 REPORT_EVERY = 10  # steps between two calls of progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
-    """Where a fit stands. `step` counts within the phase; `band` (T,) bool is the part of the lattice looked at."""
+    """Where a fit stands. `step` counts within the phase; `band` (T,) bool is the part of the lattice looked at.
+
+    cleaned: from "unwrap" to "bake". surface: from "bake" on.
+    """
 
     problem: Problem
     seed: int
@@ -56,6 +60,7 @@ class State:
     variables: Variables
     moments: Moments
     band: Tensor | None = None
+    cleaned: Cleaned | None = None
     surface: Surface | None = None
     initial: TexturedMesh | None = None
 
@@ -65,14 +70,15 @@ class State:
 
     @property
     def steps_done(self) -> int:
-        """Of `steps`, counting the unwrapping between the passes as one."""
-        preset = self.problem.preset
-        before = {"shape": 0, "unwrap": preset.shape_steps, "texture": preset.shape_steps + 1, "done": self.steps}
+        """Of `steps`, counting each of the steps between the passes as one."""
+        shape = self.problem.preset.shape_steps
+        between = {phase: shape + n for n, phase in enumerate(BETWEEN)}
+        before = {"shape": 0, **between, "texture": shape + len(BETWEEN), "done": self.steps}
         return before[self.phase] + self.step
 
     @property
     def steps(self) -> int:
-        return self.problem.preset.shape_steps + 1 + self.problem.preset.texture_steps
+        return self.problem.preset.shape_steps + len(BETWEEN) + self.problem.preset.texture_steps
 
 
 def start(
@@ -82,12 +88,13 @@ def start(
     initial: Mesh | TexturedMesh | None = None,
     *,
     device: torch.device | str = "cpu",
+    cancelled: Callable[[], bool] = never,
 ) -> State:
     """The state before the first step.
 
     views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish`
     keeps the refined mesh only if it matches the views better. Raises InputError, InvalidMesh, EmptyReconstruction,
-    OutOfMemory.
+    OutOfMemory, and Cancelled while a mesh without UVs is unwrapped.
     """
     device = torch.device(device)
     if views.cameras is None:
@@ -101,7 +108,7 @@ def start(
     if initial is None:
         variables = new_variables(problem)
         return State(problem, seed, "shape", 0, variables, zero_moments(variables))
-    surface, variables = from_mesh(problem, initial.validate())
+    surface, variables = from_mesh(problem, initial.validate(), cancelled)
     given = _textured(problem, surface, variables)
     return State(problem, seed, "texture", 0, variables, zero_moments(variables), surface=surface, initial=given)
 
@@ -116,27 +123,32 @@ def advance(
 ) -> tuple[State, Metrics]:
     """The state some steps or seconds later (whichever comes first; both None: at the end), and its last metrics.
 
-    The given state stays as it was. One step is always made. Raises Cancelled between two steps.
+    The given state stays as it was. One step is always made. With `seconds` a call ends with its phase, too, so that
+    each of the long steps between the passes (see `surface`) begins a call of its own and is all that a call which
+    dies in it can lose. Raises Cancelled between two steps, and within two seconds in a long one.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
-    work, metrics, made = _Work(state), {}, 0
+    work, metrics, made = _Work(state, cancelled), {}, 0
     last = False
     while not work.state.done and not last:
         check(cancelled)
-        last = made + 1 == steps or (deadline is not None and time.monotonic() >= deadline)
-        report = last or work.state.steps_done % REPORT_EVERY == 0 or work.state.steps_done == work.state.steps - 1
+        phase_ends = work.phase_ends
+        last = made + 1 == steps or (deadline is not None and (phase_ends or time.monotonic() >= deadline))
+        report = last or phase_ends or work.state.steps_done % REPORT_EVERY == 0
         with repeatable(state.problem.device):
             metrics = work.step(report) or metrics
         made += 1
         if report:
-            progress(work.stage, work.state.steps_done, work.state.steps, **metrics)
+            stage = "texture" if work.state.done else work.state.phase  # what is worked on from now on
+            progress(stage, work.state.steps_done, work.state.steps, **metrics)
     return work.state, metrics
 
 
 class _Work:
     """A private copy of a state's tensors, updated in place while one `advance` runs."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, cancelled: Callable[[], bool]) -> None:
+        self.cancelled = cancelled
         moments = state.moments
         clone = lambda tensors: {name: t.clone() for name, t in tensors.items()}  # noqa: E731
         self.state = replace(
@@ -144,13 +156,21 @@ class _Work:
             variables=clone(state.variables),
             moments=Moments(clone(moments.first), clone(moments.second), moments.count),
         )
-        self.stage = state.phase
         self.shape = None if state.band is None else state.problem.shape.focused(state.band)
         self.topology = None
 
+    @property
+    def phase_ends(self) -> bool:
+        """Whether the next step is the last of its phase."""
+        preset = self.state.problem.preset
+        steps = {"shape": preset.shape_steps, "texture": preset.texture_steps}
+        return self.state.step + 1 == steps.get(self.state.phase, 1)
+
     def step(self, report: bool) -> Metrics:
-        self.stage = self.state.phase
-        return {"shape": self._shape, "unwrap": self._unwrap, "texture": self._texture}[self.state.phase](report)
+        phase = self.state.phase
+        if phase in BETWEEN:
+            return {"clean": self._clean, "unwrap": self._unwrap, "bake": self._bake}[phase]()
+        return {"shape": self._shape, "texture": self._texture}[phase](report)
 
     def _shape(self, report: bool) -> Metrics:
         state, problem = self.state, self.state.problem
@@ -165,15 +185,28 @@ class _Work:
         )  # fmt: skip
         self.state = replace(state, moments=moments, step=state.step + 1)
         if self.state.step == preset.shape_steps:
-            self.state = replace(self.state, phase="unwrap", step=0, band=None)
+            variables = self.state.variables
+            self.state = replace(self.state, phase="clean", step=0, band=None, moments=zero_moments(variables))
         return metrics
 
-    def _unwrap(self, report: bool) -> Metrics:
-        surface, variables = from_shape(self.state.problem, self.state.variables)
-        self.state = replace(
-            self.state, phase="texture", step=0, variables=variables, moments=zero_moments(variables), surface=surface
-        )
+    def _clean(self) -> Metrics:
+        made = cleaned(self.state.problem, self.state.variables, self.cancelled)
+        self.state = replace(self.state, phase="unwrap", cleaned=made)
+        return {"faces": float(len(made.light.faces))}
+
+    def _unwrap(self) -> Metrics:
+        assert self.state.cleaned is not None
+        surface = unwrapped(self.state.problem, self.state.cleaned.light, self.cancelled)
+        self.state = replace(self.state, phase="bake", surface=surface)
         return {"faces": float(len(surface.faces))}
+
+    def _bake(self) -> Metrics:
+        state = self.state
+        assert state.cleaned is not None
+        assert state.surface is not None
+        variables = baked(state.problem, state.cleaned.dense, state.surface, state.variables, self.cancelled)
+        self.state = replace(state, phase="texture", variables=variables, moments=zero_moments(variables), cleaned=None)
+        return {"faces": float(len(state.surface.faces))}
 
     def _texture(self, report: bool) -> Metrics:
         state, preset = self.state, self.state.problem.preset
@@ -240,6 +273,9 @@ def save(state: State, path: Path) -> None:
     tensors |= {f"second/{k}": v for k, v in state.moments.second.items()}
     if state.band is not None:
         tensors["band"] = state.band
+    if state.cleaned is not None:
+        for name, mesh in vars(state.cleaned).items():
+            tensors |= {f"cleaned/{name}/vertices": mesh.vertices, f"cleaned/{name}/faces": mesh.faces}
     if state.surface is not None:
         tensors |= {f"surface/{k}": v for k, v in vars(state.surface).items()}
     if state.initial is not None:
@@ -277,6 +313,10 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     surface, initial = part("surface/"), part("initial/")
+    dense, light = (
+        Mesh(**{k: v.cpu() for k, v in mesh.items()}) if (mesh := part(f"cleaned/{name}/")) else None
+        for name in ("dense", "light")
+    )
     return State(
         problem=problem,
         seed=header["seed"],
@@ -285,6 +325,7 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
         variables=part("variables/"),
         moments=Moments(part("first/"), part("second/"), header["count"]),
         band=tensors.get("band"),
+        cleaned=Cleaned(dense, light) if dense and light else None,
         surface=Surface(**surface) if surface else None,
         initial=_unflat({k: v.cpu() for k, v in initial.items()}) if initial else None,
     )

@@ -19,7 +19,7 @@ from viewmesh.views.viewset import ViewSet
 HALF = 0.54  # the field covers [-HALF, HALF]^3: the scene's unit cube and a margin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """values (R, R, R) float32 signed distance in scene units, negative inside, at the centres of [-HALF, HALF]^3;
     lower, upper: (3,) box of what is inside."""

@@ -8,7 +8,7 @@ from torch import Tensor
 Variables = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """First and second moments by variable name, and how many updates they have seen."""
 

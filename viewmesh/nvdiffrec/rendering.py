@@ -16,7 +16,7 @@ from viewmesh.render.rasterizer import Rasterizer, Topology
 NEAR, FAR = 0.05, 20.0  # z-depths, scene units: the scene fits in a unit cube, cameras stand outside or close by
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Viewpoint:
     """B cameras as the rasteriser and the shading want them, float32 on the fit's device.
 
@@ -28,7 +28,7 @@ class Viewpoint:
     axis: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """The P covered pixels of a batch, in image order.
 
@@ -43,7 +43,7 @@ class Samples:
     view: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """color (B, S, S, 3) linear premultiplied; alpha (B, S, S, 1), not clamped; depth (B, S, S), 0 = empty."""
 

@@ -20,7 +20,7 @@ BAND = 2.0  # cells: tetrahedra this near to the surface are looked at until the
 BAND_EVERY = 20  # steps; a surface moves by well under BAND cells in that time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TetShape:
     """A tetrahedral lattice and the band of it that is being looked at."""
 
@@ -78,7 +78,7 @@ class TetShape:
         return fade(preset.sdf_sign, progress) * entropy + fade(preset.sdf_smooth, progress) * smooth
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlexiShape:
     """A box of cubes; vertices (G, 3) scene units, neighbours (E, 2) lattice edges, cell in scene units."""
 

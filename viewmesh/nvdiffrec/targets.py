@@ -11,7 +11,7 @@ from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
 from viewmesh.views.viewset import ViewSet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """N crops of S x S pixels.
 
@@ -40,7 +40,7 @@ class Targets:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; index (B,) on the CPU."""
 
