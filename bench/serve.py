@@ -3,7 +3,6 @@
 python bench/serve.py                 all figures but the soak, fake engines, this machine
 python bench/serve.py cancel resume   some of them
 python bench/serve.py soak --minutes 15
-python bench/serve.py --haproxy       with Serve's HAProxy ingress instead of its Python proxy
 """
 
 import argparse
@@ -360,10 +359,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", nargs="*", default=list(FIGURES), choices=[*FIGURES, "soak"])
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--haproxy", action="store_true")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-bench-"))
-    env = {"RAY_SERVE_ENABLE_HA_PROXY": "1"} if given.haproxy else {}
 
     def change(config: dict) -> None:
         args = config["applications"][0]["args"]
@@ -371,7 +368,7 @@ def main() -> None:
         args["max_active_jobs"] = 5000
         deployment(config, "Nvdiffrec")["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0}
 
-    with RayService(folder / "data", change, env) as service:
+    with RayService(folder / "data", change) as service:
         with service.client() as client:
             job_id = service.submit(client, folder, optimise_s=0.1)
             client.wait(job_id)

@@ -19,13 +19,6 @@ from viewmesh.errors import ViewmeshError
 log = logging.getLogger("ray.serve")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-# Serve would obey these from anybody; what they switch is not for callers to switch.
-STRIPPED = {
-    b"x-request-timeout-seconds",
-    b"x-request-disconnect-disabled",
-    b"serve_multiplexed_model_id",
-    b"x-session-id",
-}
 OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/", "/favicon.ico")
 PAGE_CSP = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -54,7 +47,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope["headers"] = [(k, v) for k, v in scope["headers"] if k not in STRIPPED and k != b"x-request-id"]
+        scope["headers"] = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
         scope["headers"].append((b"x-request-id", request_id.encode()))
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id, scope["path"], self.echo_request_id)

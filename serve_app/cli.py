@@ -1,4 +1,4 @@
-"""The commands around the service: `serve`, `submit`, `config check`, `config key`; `viewmesh` wires them in.
+"""The commands around the service: `serve`, `submit`, `doctor`, `config check`, `config key`; `viewmesh` wires them in.
 
 Heavy imports happen inside the commands, so that `--help` is instant.
 """
@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from serve_app import ingress
+from viewmesh import cli as library
 from viewmesh.cli import Bar, errors_as_sentences, options_of
 from viewmesh.errors import OptionError, ViewmeshError
 
@@ -121,6 +123,24 @@ def reconstruct_over_http(
     return files
 
 
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray dashboard of a cluster to look at: http://HOST:8265."),
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A running service to look at; the cluster's by default.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="VIEWMESH_KEY", help="API key of the service.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine, or a running cluster, can do, what is wrong, and what would be right."""
+    if address is None and url is None:
+        library.doctor(as_json)
+        return
+    from serve_app import cluster_doctor
+
+    library.tell_findings(cluster_doctor.examine(address, url, key=key), as_json=as_json)
+
+
 @config.command("check")
 def check(
     file: Annotated[Path, typer.Argument(help="serve_config.yaml")] = Path("serve_config.yaml"),
@@ -220,6 +240,7 @@ def start(
         "RAY_USAGE_STATS_ENABLED": "0",
         **({} if _gpus() else {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}),  # one worker at a time computes
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        **ingress.environment(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **os.environ,
         **(env or {}),

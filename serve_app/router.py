@@ -1,6 +1,7 @@
 """Router: the ingress. Stateless: what it knows is in the job database and the artifact store, so N replicas agree."""
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -69,6 +70,7 @@ class Router:
     async def __init__(self, args: dict[str, Any], conductor: Any) -> None:
         settings = AppArgs(**args)
         _refuse_to_be_open(settings)
+        sys.setswitchinterval(0.0005)  # queries run in threads: the loop must not wait 5 ms for each of them
         self.service = await asyncio.to_thread(Service, settings, conductor)
         await self.service.await_schema()
 

@@ -103,7 +103,7 @@ class Reader:
         callbacks: dict[str, Any] = {f"on_{name}": (lambda name=name: inbox.append((name, b""))) for name in names}
         for name in ("part_data", "header_field", "header_value"):
             callbacks[f"on_{name}"] = lambda data, a, b, name=name: inbox.append((name, data[a:b]))
-        files: list[File] = []
+        commits: list[asyncio.Task[File]] = []  # to disk or to S3, while the next part arrives
         texts: dict[str, str] = {}
         part: _Part | None = None
         head: list[bytes] = [b"", b""]
@@ -124,7 +124,7 @@ class Reader:
                         headers[head[0].lower()] = head[1]
                         head = [b"", b""]
                     elif what == "headers_finished":
-                        if len(files) + len(texts) >= self.limits.files:
+                        if len(commits) + len(texts) >= self.limits.files:
                             raise ProblemError(413, "too_large", f"More than {self.limits.files} parts.")
                         part = self._part(headers)
                     elif what == "part_data" and part is not None:
@@ -135,17 +135,19 @@ class Reader:
                                 raise ProblemError(400, "malformed_body", f"The field {part.field} is there twice.")
                             texts[part.field] = part.text()
                         else:
-                            files.append(await part.commit())
+                            commits.append(asyncio.create_task(part.commit()))
                         part = None
                     elif what == "end":
                         ended = True
                 inbox.clear()
             parser.finalize()
+            files = [await commit for commit in commits]
         except FormParserError as error:
             raise ProblemError(400, "malformed_body", "The multipart body is malformed.") from error
         finally:
             if part is not None:
                 part.discard()
+            await asyncio.gather(*commits, return_exceptions=True)
         if not ended:
             raise ProblemError(400, "malformed_body", "The multipart body ends before its last boundary.")
         return files, texts
@@ -191,7 +193,8 @@ class Reader:
         while True:
             left = min(self.limits.read_timeout_s, self.deadline - time.monotonic())
             try:
-                chunk = await asyncio.wait_for(stream.__anext__(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    chunk = await stream.__anext__()
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
@@ -308,7 +311,11 @@ class _Part:
                 handle.close()
             return self.store.put(spool, key, sha256=sha256, move=True)
 
-        ref = await asyncio.to_thread(put)
+        try:
+            ref = await asyncio.to_thread(put)
+        except BaseException:
+            self.discard()
+            raise
         self.spool = None
         return File(self.field, self.filename, ref)
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from deployments.fakes import fake_view
 from serve_app.testing import RayService
 
 pytestmark = pytest.mark.ray
@@ -39,7 +40,6 @@ def test_a_job_from_submit_to_files(service, client, tmp_path):
 def test_the_command_shows_progress_and_leaves_the_mesh(service, client, tmp_path):
     import typer
 
-    from deployments.fakes import fake_view
     from serve_app import cli
 
     app = typer.Typer()
@@ -79,14 +79,39 @@ def test_the_dashboard_wants_its_token(service):
     assert {"Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter"} == set(service.status()["deployments"])
 
 
+def test_the_doctor_finds_it_well(service):
+    from serve_app.command import app
+
+    result = CliRunner().invoke(app, ["doctor", "--address", service.dashboard()])
+    assert result.exit_code == 0, result.output
+    for name in ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter"):
+        assert f"deployment {name}: healthy, 1 of 1 replicas running" in result.stdout
+    assert f"service: {service.url} is ready" in result.stdout
+    assert "nodes: 1 alive" in result.stdout
+    refused = CliRunner().invoke(app, ["doctor", "--address", service.dashboard()], env={"RAY_AUTH_TOKEN": "wrong"})
+    assert refused.exit_code == 1
+    assert "refuses the token" in refused.stderr
+
+
 def test_request_ids_and_problems_through_the_proxy(service):
     answer = httpx.get(f"{service.url}/v1/nope", headers={"x-request-id": "abc-1"})
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["request_id"] == "abc-1"
     assert answer.headers.get_list("x-request-id") == ["abc-1"]
     assert httpx.put(f"{service.url}/v1/reconstructions").status_code == 405
+    assert httpx.head(f"{service.url}/readyz").status_code == 200
     big = httpx.post(f"{service.url}/v1/reconstructions/x/exports", content=b"x" * 2**21)
     assert (big.status_code, big.json()["code"]) == (413, "too_large")
+
+
+def test_a_caller_cannot_set_the_time_limit_of_serve(service):
+    script = fake_view(0, optimise_s=3)
+    headers = {"prefer": "wait=2", "x-request-timeout-seconds": "0.3", "x-request-disconnect-disabled": "?1"}
+    answer = httpx.post(
+        f"{service.url}/v1/reconstructions", files=[("views", ("view_00.png", script))], headers=headers, timeout=30
+    )
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["preference-applied"] == "wait=2"
 
 
 def test_replicas_log_json(service):

