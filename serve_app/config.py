@@ -174,7 +174,7 @@ def data_folder(config: dict[str, Any]) -> Path:
         given = (application.get("args") or {}).get("data")
         if given is not None:
             return Path(given)
-    return AppArgs().data
+    return AppArgs.model_validate({}).data
 
 
 def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:

@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 
 if TYPE_CHECKING:
+    from viewmesh.doctor import Finding
     from viewmesh.options import Options
 
 LINE_EVERY_S = 10.0
@@ -228,14 +229,20 @@ def doctor(
     """Say what this machine can run, what is missing, and the command that gets it."""
     from viewmesh.doctor import examine
 
-    findings = examine()
+    tell_findings(examine(), as_json=as_json)
+
+
+def tell_findings(findings: "list[Finding]", *, as_json: bool) -> None:
+    """One line each, and its remedy below. If there is a problem, the first on standard error, and the exit code 1."""
     if as_json:
         typer.echo(json.dumps([vars(f) for f in findings], indent=2))
-        return
-    for finding in findings:
-        mark = {"ok": "ok     ", "optional": "missing", "problem": "PROBLEM"}[finding.state]
-        typer.echo(f"{mark}  {finding.what}: {finding.detail}")
-        if finding.remedy:
-            typer.echo(f"         {finding.remedy}")
-    if any(f.state == "problem" for f in findings):
+    else:
+        for finding in findings:
+            mark = {"ok": "ok     ", "optional": "missing", "problem": "PROBLEM"}[finding.state]
+            typer.echo(f"{mark}  {finding.what}: {finding.detail}")
+            if finding.remedy:
+                typer.echo(f"         {finding.remedy}")
+    problem = next((f for f in findings if f.state == "problem"), None)
+    if problem is not None:
+        typer.echo(f"viewmesh: {problem.what}: {problem.detail}", err=True)
         raise typer.Exit(1)
