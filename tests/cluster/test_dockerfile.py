@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from serve_app import config as configuration
+from serve_app import ingress
 from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +110,9 @@ def test_weights_and_caches_lie_on_volumes(name: str) -> None:
     volumes = json.loads(of("VOLUME")[0])
     assert any(environment[name].startswith(volume) for volume in volumes)
     assert environment["RAY_AUTH_MODE"] == "token"
+    served = ingress.environment()
+    served.pop("RAY_SERVE_HAPROXY_NBTHREAD", None)  # by the machine
+    assert served.items() <= environment.items()  # as `viewmesh serve` sets it
 
 
 def test_commands_are_lists_and_serve_takes_their_options() -> None:
