@@ -24,7 +24,8 @@ from deployments.running import Worker, out_of_device_memory
 
 AFFINITY = {
     "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
-    "request_router_kwargs": {"num_fallback_replicas": 2},
+    # Every other replica: with fewer, jobs of one corner of the ring wait for each other while replicas are idle.
+    "request_router_kwargs": {"num_fallback_replicas": 1000},
 }
 
 
