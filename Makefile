@@ -18,6 +18,11 @@ tests/export/node_modules/.stamp: tests/export/package-lock.json
 	npm --prefix tests/export ci --no-audit --no-fund --loglevel=error
 	touch $@
 
+.venv/.browser:
+	command -v chromium || command -v google-chrome || ($(SUDO) apt-get update -q && \
+	  $(SUDO) apt-get install -yq --no-install-recommends chromium) || echo "no Chromium: the web page's tests are skipped"
+	mkdir -p .venv && touch $@
+
 setup: .venv/.stamp ## a virtual environment with everything that running viewmesh needs
 
 demo: setup ## a sample capture, the service, a reconstruction over HTTP, a picture of it
@@ -28,7 +33,7 @@ lint: setup ## ruff, ruff format, pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup tests/export/node_modules/.stamp ## what CI runs: under 12 minutes on 2 cores
+test: setup tests/export/node_modules/.stamp .venv/.browser ## what CI runs: under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-slow: setup ## the long tests

@@ -340,10 +340,9 @@ async def schema(request: Request, s: Serving) -> Response:
 
 @api.get("/static/{name}", include_in_schema=False)
 async def static(name: str) -> Response:
-    types = {"page.js": "text/javascript", "docs.js": "text/javascript", "page.css": "text/css"}
-    if name not in types:
+    if name not in ("page.css", "page.js", "viewer.js", "docs.js"):
         raise ProblemError(404, "not_found", f"There is no {name!r}.")
-    return FileResponse(STATIC / name, media_type=types[name])
+    return FileResponse(STATIC / name, media_type="text/css" if name.endswith(".css") else "text/javascript")
 
 
 def application(state: "Service") -> FastAPI:

@@ -1,92 +1,157 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const form = $("form");
+const BUSY_MS = 2000, IDLE_MS = 15000;
 let files = [];
-let current = null;
+let current = null; // the id of the job that is shown
 let stream = null;
+let viewer = null;
+let models = [];
 
-function headers(extra) {
-  const key = form.elements.key.value.trim();
-  return Object.assign(key ? { authorization: "Bearer " + key } : {}, extra || {});
-}
+// --- the API ---------------------------------------------------------------------------------------------------------
 
-async function call(method, url, options) {
-  const answer = await fetch(url, Object.assign({ method, headers: headers() }, options || {}));
-  if (answer.ok) return answer.status === 204 ? null : answer.json();
+const key = () => form.elements.key.value.trim();
+const headers = (extra) => Object.assign(key() ? { authorization: "Bearer " + key() } : {}, extra || {});
+
+async function ask(method, url, options) {
+  let answer;
+  try {
+    answer = await fetch(url, Object.assign({ method, headers: headers() }, options || {}));
+  } catch (error) {
+    throw new Error("The service cannot be reached.");
+  }
+  if (answer.ok) return answer;
   const problem = await answer.json().catch(() => ({ detail: "The service answered " + answer.status + "." }));
   throw new Error(problem.detail + (problem.hint ? " " + problem.hint : ""));
 }
 
-// Artifacts are fetched rather than linked, because a link cannot carry the API key.
-async function blobUrl(url) {
-  const answer = await fetch(url, { headers: headers() });
-  if (!answer.ok) throw new Error("The service answered " + answer.status + ".");
-  return URL.createObjectURL(await answer.blob());
+async function call(method, url, options) {
+  const answer = await ask(method, url, options);
+  return answer.status === 204 ? null : answer.json();
+}
+
+// A plain link or src cannot carry an API key; with one, files are fetched.
+async function source(url) {
+  return key() ? URL.createObjectURL(await (await ask("GET", url)).blob()) : url;
+}
+
+async function show(media, url, text) {
+  try {
+    const found = await source(url);
+    if (media.src.startsWith("blob:")) URL.revokeObjectURL(media.src);
+    media.src = found;
+    media.hidden = false;
+    if (text) media.setAttribute(media.tagName === "IMG" ? "alt" : "aria-label", text);
+  } catch (error) { media.hidden = true; }
+}
+
+function element(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+// --- a new job -------------------------------------------------------------------------------------------------------
+
+function fieldOf(file) {
+  const name = file.name.toLowerCase();
+  if (name.endsWith(".zip")) return "archive";
+  if (name.endsWith(".json")) return "cameras";
+  return /^depth/.test(name) ? "depth" : /^mask/.test(name) ? "masks" : "views";
 }
 
 function choose(list) {
   files = Array.from(list);
-  const box = $("thumbs");
-  box.replaceChildren();
-  for (const file of files) {
-    if (file.type.startsWith("image/")) {
-      const image = document.createElement("img");
-      image.src = URL.createObjectURL(file);
-      image.alt = file.name;
-      image.title = file.name;
-      box.append(image);
-    } else {
-      const name = document.createElement("span");
-      name.textContent = file.name;
-      box.append(name);
-    }
-  }
+  const shown = files.slice(0, 24).map((file) => {
+    if (!file.type.startsWith("image/")) return element("span", { textContent: file.name });
+    return element("img", { src: URL.createObjectURL(file), alt: file.name, title: file.name, onload: (e) => URL.revokeObjectURL(e.target.src) });
+  });
+  if (files.length > shown.length) shown.push(element("span", { textContent: "and " + (files.length - shown.length) + " more" }));
+  $("thumbs").replaceChildren(...shown);
+  $("form-error").textContent = "";
   $("go").disabled = files.length === 0;
 }
 
+const formats = (of) => Array.from(of.querySelectorAll(".formats input:checked"), (box) => box.value);
+
 function options() {
   const e = form.elements;
-  const value = { model: e.model.value, preset: e.preset.value, seed: Number(e.seed.value || 0) };
+  const value = { model: e.model.value, preset: e.preset.value, seed: Number(e.seed.value || 0), formats: formats(form) };
   if (e.target_faces.value) value.target_faces = Number(e.target_faces.value);
   if (e.texture_size.value) value.texture_size = Number(e.texture_size.value);
-  value.formats = Array.from(e.formats.selectedOptions, (o) => o.value);
-  if (e.rig.value) value.views = { rig: e.rig.value };
+  const views = { rig: e.rig.value || null, mask: e.mask.value, cameras: e.cameras.value };
+  if (views.rig || views.mask !== "auto" || views.cameras !== "auto") value.views = views;
   return value;
 }
+
+const once = () => headers({ "idempotency-key": crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) });
 
 async function submit(event) {
   event.preventDefault();
   $("form-error").textContent = "";
   $("go").disabled = true;
+  $("go").textContent = "Sending …";
   const body = new FormData();
-  for (const file of files) {
-    const name = file.name.toLowerCase();
-    body.append(name.endsWith(".zip") ? "archive" : name.endsWith(".json") ? "cameras" : "views", file);
-  }
+  for (const file of files) body.append(fieldOf(file), file);
   body.append("options", JSON.stringify(options()));
   try {
-    const key = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2);
-    const job = await call("POST", "/v1/reconstructions", { body, headers: headers({ "idempotency-key": key }) });
-    open(job.id);
+    const job = await call("POST", "/v1/reconstructions", { body, headers: once() });
+    open(job.id, true);
   } catch (error) {
     $("form-error").textContent = error.message;
   }
+  $("go").textContent = "Reconstruct";
   $("go").disabled = files.length === 0;
 }
 
-function open(id) {
+async function exportAgain(event) {
+  event.preventDefault();
+  const e = $("export").elements;
+  const wanted = { formats: formats($("export")) };
+  if (e.target_faces.value) wanted.target_faces = Number(e.target_faces.value);
+  if (e.texture_size.value) wanted.texture_size = Number(e.texture_size.value);
+  $("export-error").textContent = "";
+  try {
+    const job = await call("POST", "/v1/reconstructions/" + current + "/exports", {
+      body: JSON.stringify(wanted), headers: Object.assign(once(), { "content-type": "application/json" }),
+    });
+    open(job.id, true);
+  } catch (error) {
+    $("export-error").textContent = error.message;
+  }
+}
+
+// --- the job that is shown -------------------------------------------------------------------------------------------
+
+async function open(id, focus) {
+  close();
   current = id;
-  if (stream) stream.abort();
-  $("job").hidden = false;
-  $("picture").hidden = $("video").hidden = true;
-  $("job-error").textContent = $("report").textContent = $("detail").textContent = "";
-  $("downloads").replaceChildren();
-  $("bar").value = 0;
   location.hash = id;
-  $("curl").textContent =
-    "curl -F views=@view_00.png -F views=@view_01.png \\\n     -F 'options=" + JSON.stringify(options()) + "' \\\n     " +
-    location.origin + "/v1/reconstructions\ncurl -N " + location.origin + "/v1/reconstructions/" + id + "/events";
-  refresh(id).then(() => follow(id, 0));
+  $("job").hidden = false;
+  $("job-title").textContent = "Job " + id.slice(-8);
+  $("job-title").title = id;
+  for (const name of ["state", "status", "detail", "notes", "job-error", "export-error", "report"]) $(name).textContent = "";
+  for (const name of ["viewer", "picture", "video", "results", "export", "cancel"]) $(name).hidden = true;
+  for (const media of [$("picture"), $("video")]) media.removeAttribute("src");
+  $("facts").replaceChildren();
+  $("remove").textContent = "Delete";
+  $("bar").value = 0;
+  $("curl").textContent = "curl -N " + location.origin + "/v1/reconstructions/" + id + "/events\n" +
+    "curl -OJ " + location.origin + "/v1/reconstructions/" + id + "/artifacts/mesh.glb";
+  if (focus) {
+    $("job-title").focus({ preventScroll: true });
+    $("job").scrollIntoView({ block: "start" });
+  }
+  const job = await refresh(id);
+  if (job && current === id && job.links.cancel) follow(id, 0);
+}
+
+function close() {
+  if (stream) stream.abort();
+  if (viewer) viewer.clear();
+  current = stream = null;
+  $("job").hidden = true;
+  history.replaceState(null, "", location.pathname);
 }
 
 // EventSource cannot send an API key, so the stream is read by fetch; it is taken up again where it broke.
@@ -98,15 +163,14 @@ async function follow(id, last) {
       const answer = await fetch("/v1/reconstructions/" + id + "/events", {
         headers: headers({ "last-event-id": String(last) }), signal: abort.signal,
       });
-      if (answer.status !== 200) return;
+      if (answer.status === 204 || answer.status === 404) return void refresh(id);
+      if (answer.status !== 200) throw new Error();
       pause = 500;
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let text = "";
-      for (;;) {
+      for (let text = ""; ;) {
         const { done, value } = await reader.read();
         if (done) break;
-        text += value;
-        const blocks = text.split("\n\n");
+        const blocks = (text + value).split("\n\n");
         text = blocks.pop();
         for (const block of blocks) {
           const fields = Object.fromEntries(block.split("\n").filter((l) => l && !l.startsWith(":")).map((l) => l.split(/: (.*)/s)));
@@ -126,110 +190,223 @@ async function follow(id, last) {
 
 function told(id, kind, data) {
   if (current !== id) return;
-  if (kind === "progress") {
-    $("bar").value = data.percent;
-    $("status").textContent = data.stage + " " + data.step + " of " + data.steps;
-    const parts = [];
-    if (data.loss !== undefined) parts.push("loss " + data.loss.toPrecision(3));
-    if (data.psnr !== undefined) parts.push("PSNR " + data.psnr.toFixed(1) + " dB");
-    if (data.eta_s) parts.push(Math.round(data.eta_s) + " s left in this stage");
-    $("detail").textContent = parts.join(" · ");
-  } else if (kind === "preview") {
-    show($("picture"), data.url, "the mesh after " + data.step + " steps");
-  } else if (kind === "state") {
-    $("status").textContent = data.state;
-    list();
-  } else if (kind === "done") {
-    refresh(id);
-  }
+  if (kind === "progress") progress(data);
+  else if (kind === "preview") show($("picture"), data.url, "the mesh after " + data.step + " steps");
+  else if (kind === "state") { state(data.state); list(); }
+  else if (kind === "done") { refresh(id); list(); }
 }
 
-async function show(element, url, text) {
-  try {
-    const source = await blobUrl(url);
-    if (element.src.startsWith("blob:")) URL.revokeObjectURL(element.src);
-    element.src = source;
-    element.alt = text;
-    element.hidden = false;
-  } catch (error) { /* the next preview comes soon */ }
+const duration = (s) => (s < 90 ? Math.max(1, Math.round(s)) + " s" : s < 5400 ? Math.round(s / 60) + " min" : (s / 3600).toFixed(1) + " h");
+
+function state(name) {
+  $("state").textContent = name;
+  $("state").dataset.state = name;
+}
+
+function progress(data) {
+  $("bar").value = data.percent;
+  const parts = [data.stage + (data.steps > 1 ? " " + data.step + " of " + data.steps : ""), Math.round(data.percent) + " %"];
+  if (data.loss !== undefined) parts.push("loss " + data.loss.toPrecision(3));
+  if (data.psnr !== undefined) parts.push("PSNR " + data.psnr.toFixed(1) + " dB");
+  if (data.eta_s) parts.push("about " + duration(data.eta_s) + " left in this stage");
+  $("detail").textContent = parts.join(" · ");
 }
 
 async function refresh(id) {
+  let job;
   try {
-    const job = await call("GET", "/v1/reconstructions/" + id);
-    $("job-title").textContent = "Job " + id;
-    $("status").textContent = job.state + (job.queue_position ? ", " + job.queue_position + " before it" : "");
-    $("bar").value = job.percent;
-    $("job-error").textContent = job.error ? job.error.message + " " + job.error.hint : "";
-    $("report").textContent = job.report ? JSON.stringify(job.report, null, 2) : "";
-    $("cancel").hidden = !job.links.cancel;
-    const buttons = job.artifacts.map((artifact) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = artifact.name + " (" + Math.ceil(artifact.bytes / 1024) + " KiB)";
-      button.addEventListener("click", async () => {
-        const link = document.createElement("a");
-        link.href = await blobUrl(artifact.url);
-        link.download = artifact.name;
-        link.click();
-      });
-      return button;
-    });
-    $("downloads").replaceChildren(...buttons);
-    const named = (name) => job.artifacts.find((artifact) => artifact.name === name);
-    if (named("thumbnail.png")) show($("picture"), named("thumbnail.png").url, "the finished mesh");
-    if (named("turntable.mp4")) show($("video"), named("turntable.mp4").url, "the mesh turning");
+    job = await call("GET", "/v1/reconstructions/" + id);
   } catch (error) {
-    $("job-error").textContent = error.message;
+    if (current === id) $("job-error").textContent = error.message;
+    return null;
+  }
+  if (current !== id) return null;
+  const over = !job.links.cancel;
+  state(job.state);
+  const why = job.chosen_because ? ", because " + job.chosen_because : "";
+  const waits = job.state === "queued" && job.queue_position ? "; " + job.queue_position + " before it" : "";
+  $("status").textContent = (job.kind === "export" ? "export of " : "") + job.model + why + waits;
+  $("cancel").hidden = over;
+  $("bar").hidden = over;
+  $("detail").hidden = over;
+  if (job.stage) progress(job);
+  $("job-error").textContent = job.error ? job.error.message + " " + job.error.hint : "";
+  $("report").textContent = job.report ? JSON.stringify(job.report, null, 2) : "No report yet.";
+  $("results").hidden = !over || job.artifacts.length === 0;
+  $("export").hidden = !job.links.exports;
+  const first = (artifact) => (artifact.name === "mesh.glb" ? 0 : artifact.name.startsWith("mesh") ? 1 : 2);
+  const sorted = [...job.artifacts].sort((a, b) => first(a) - first(b));
+  $("downloads").replaceChildren(...sorted.map((artifact) => element("li", {}, download(artifact))));
+  const named = (name) => job.artifacts.find((artifact) => artifact.name === name);
+  if (!over) {
+    if (named("preview.png")) show($("picture"), named("preview.png").url + "?step=" + job.step, "the mesh so far");
+    return job;
+  }
+  if (job.report) facts(job);
+  $("picture").hidden = true;
+  const turning = await mesh(id, named("mesh.glb"));
+  if (current !== id) return null;
+  if (!turning && named("thumbnail.png")) show($("picture"), named("thumbnail.png").url, "the finished mesh");
+  if (!turning && named("turntable.mp4")) show($("video"), named("turntable.mp4").url, "the mesh turning");
+  return job;
+}
+
+function download(artifact) {
+  const size = artifact.bytes < 2 ** 20 ? Math.ceil(artifact.bytes / 1024) + " KiB" : (artifact.bytes / 2 ** 20).toFixed(1) + " MiB";
+  const link = element("a", { href: artifact.url, download: artifact.name, textContent: artifact.name + " " });
+  link.append(element("span", { className: "soft", textContent: size }));
+  link.addEventListener("click", async (event) => {
+    if (!key()) return;
+    event.preventDefault();
+    try {
+      element("a", { href: await source(artifact.url), download: artifact.name }).click();
+    } catch (error) { $("job-error").textContent = error.message; }
+  });
+  return link;
+}
+
+async function mesh(id, artifact) {
+  if (!artifact) return false;
+  try {
+    const bytes = await (await ask("GET", artifact.url)).arrayBuffer();
+    if (current !== id) return true;
+    $("viewer").hidden = false;
+    viewer = viewer || new Viewer($("viewer"));
+    await viewer.show(bytes);
+    return true;
+  } catch (error) { // no WebGL 2, or a GLB that the viewer does not know: pictures do as well
+    $("viewer").hidden = true;
+    return false;
   }
 }
+
+function facts(job) {
+  const r = job.report, rows = [];
+  const add = (name, value) => { if (value !== undefined && value !== null && value !== "") rows.push(element("dt", { textContent: name }), element("dd", { textContent: value })); };
+  add("faces", r.faces === undefined ? null : r.faces.toLocaleString("en"));
+  add("watertight", r.watertight === undefined ? null : r.watertight ? "yes" : "no");
+  add("parts", r.components);
+  add("texture", r.texture_size && r.texture_size + " × " + r.texture_size);
+  if (r.quality) {
+    add("PSNR", r.quality.psnr_db.toFixed(1) + " dB");
+    add("SSIM", r.quality.ssim.toFixed(3));
+    add("mask IoU", r.quality.mask_iou === null ? null : r.quality.mask_iou.toFixed(3));
+    add("against", r.quality.views + " of the input views");
+  }
+  if (job.started_at && job.finished_at) add("took", duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000));
+  add("kept until", job.expires_at && new Date(job.expires_at).toLocaleString());
+  $("facts").replaceChildren(...rows);
+  $("notes").textContent = [...(r.warnings || []), ...(r.licence_notes || [])].join(" ");
+}
+
+async function act(method, url, after) {
+  try {
+    await call(method, url);
+    await after();
+  } catch (error) { $("job-error").textContent = error.message; }
+  list();
+}
+
+// --- all jobs --------------------------------------------------------------------------------------------------------
+
+let older = 1; // pages that are shown
+let timer = null;
 
 async function list() {
+  clearTimeout(timer);
+  let busy = false;
   try {
-    const page = await call("GET", "/v1/reconstructions?limit=20");
-    const rows = page.items.map((job) => {
-      const row = document.createElement("tr");
-      const texts = [new Date(job.created_at).toLocaleString(), job.model + (job.kind === "export" ? " (export)" : ""), job.state];
-      for (const text of texts) row.append(Object.assign(document.createElement("td"), { textContent: text }));
-      const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: "open" });
-      button.setAttribute("aria-label", "open job " + job.id);
-      button.addEventListener("click", () => open(job.id));
-      const cell = document.createElement("td");
-      cell.append(button);
-      row.append(cell);
-      return row;
-    });
-    $("list").replaceChildren(...rows);
+    let items = [], next = "";
+    for (let page = 0; page < older && next !== null; page++) {
+      const found = await call("GET", "/v1/reconstructions?limit=20" + (next && "&cursor=" + next));
+      items = items.concat(found.items);
+      next = found.next;
+    }
+    const had = new Map(Array.from($("list").children, (row) => [row.dataset.id, row]));
+    $("list").replaceChildren(...items.map((job) => fill(had.get(job.id) || line(job), job)));
+    $("list-note").textContent = items.length ? "" : "None yet.";
+    $("more").hidden = next === null;
+    busy = items.some((job) => job.links.cancel);
   } catch (error) {
-    $("list").replaceChildren();
+    $("list-note").textContent = error.message;
   }
+  timer = setTimeout(list, busy ? BUSY_MS : IDLE_MS);
 }
 
-async function models() {
+function line(job) {
+  const row = element("li", {});
+  row.dataset.id = job.id;
+  const what = element("span", { className: "what" }, element("span", {}), element("span", { className: "soft" }));
+  const button = element("button", { type: "button" }, element("span", { className: "blank" }), what, element("span", { className: "state" }));
+  button.addEventListener("click", () => open(job.id, true));
+  row.append(button);
+  return row;
+}
+
+function fill(row, job) {
+  const [picture, what, end] = row.firstChild.children;
+  what.children[0].textContent = (job.kind === "export" ? "export · " : "") + job.model + " · " + job.options.preset;
+  what.children[1].textContent = new Date(job.created_at).toLocaleString();
+  end.textContent = job.state === "running" ? Math.round(job.percent) + " %" : job.state;
+  end.dataset.state = job.state;
+  row.firstChild.setAttribute("aria-current", String(job.id === current));
+  const thumbnail = job.artifacts.find((artifact) => artifact.name === "thumbnail.png");
+  if (thumbnail && picture.tagName !== "IMG") {
+    const image = element("img", { alt: "", loading: "lazy" });
+    picture.replaceWith(image);
+    show(image, thumbnail.url);
+  }
+  return row;
+}
+
+// --- the start -------------------------------------------------------------------------------------------------------
+
+async function listModels() {
   const found = await call("GET", "/v1/models").catch(() => ({ models: [] }));
-  const select = $("model");
-  select.append(new Option("auto", "auto"));
-  for (const model of found.models) {
-    const option = new Option(model.name + (model.ready ? "" : " (not installed)"), model.name);
-    option.disabled = !model.ready;
-    option.title = model.ready ? model.description + " Licence: " + model.licence : model.reason + " " + model.hint;
-    select.append(option);
-  }
+  models = found.models;
+  const made = models.map((model) => new Option(model.name + (model.ready ? "" : " (not installed)"), model.name));
+  made.forEach((option, i) => (option.disabled = !models[i].ready));
+  $("model").replaceChildren(new Option("auto", "auto"), ...made);
+  describe();
 }
 
+function describe() {
+  const model = models.find((one) => one.name === $("model").value);
+  const missing = models.filter((one) => !one.ready).map((one) => one.name + ": " + one.hint);
+  $("model-note").textContent = model ? model.description + " Licence: " + model.licence + "."
+    : "auto goes by what is given and installed." + (missing.length ? " Not installed: " + missing.join("; ") + "." : "");
+}
+
+for (const box of document.querySelectorAll(".formats")) {
+  const chosen = box.closest("form") === form ? ["glb", "obj", "ply"] : ["glb"];
+  for (const name of ["glb", "obj", "ply", "stl", "usdz"]) {
+    box.append(element("label", {}, element("input", { type: "checkbox", value: name, checked: chosen.includes(name) }), name));
+  }
+}
 form.addEventListener("submit", submit);
-form.elements.key.addEventListener("change", list);
+$("export").addEventListener("submit", exportAgain);
+$("model").addEventListener("change", describe);
+form.elements.key.addEventListener("change", () => { list(); listModels(); });
 $("files").addEventListener("change", (event) => choose(event.target.files));
-$("cancel").addEventListener("click", () => call("POST", "/v1/reconstructions/" + current + "/cancel").then(() => refresh(current)));
-$("remove").addEventListener("click", () => call("DELETE", "/v1/reconstructions/" + current).then(() => { $("job").hidden = true; current = null; location.hash = ""; list(); }));
-const drop = $("drop");
+$("close").addEventListener("click", () => { close(); list(); });
+$("more").addEventListener("click", () => { older += 1; list(); });
+$("cancel").addEventListener("click", () => act("POST", "/v1/reconstructions/" + current + "/cancel", () => refresh(current)));
+$("remove").addEventListener("click", () => {
+  if ($("remove").textContent === "Delete") return void ($("remove").textContent = "Delete for good?");
+  act("DELETE", "/v1/reconstructions/" + current, close);
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  drop.addEventListener(kind, (event) => {
+  $("drop").addEventListener(kind, (event) => {
     event.preventDefault();
-    drop.classList.toggle("over", kind === "dragover");
+    $("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") choose(event.dataTransfer.files);
   });
 }
-models();
+function visit() {
+  const id = location.hash.slice(1);
+  if (/^[0-9a-f-]{36}$/.test(id) && id !== current) open(id);
+}
+window.addEventListener("hashchange", visit);
+listModels();
 list();
-if (/^#[0-9a-f-]{36}$/.test(location.hash)) open(location.hash.slice(1));
+visit();
