@@ -1,0 +1,267 @@
+"""Jobs per hour for 1, 2, 4 … replicas on one host: the real service, its queue and HTTP, one GPU per replica.
+
+python bench/scale.py data/spot --replicas 4 2 1                         Nvdiffrec, preset standard
+python bench/scale.py data/spot --model trellis --weights DIR --jobs 3   TRELLIS with the weights in DIR
+python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
+
+A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (first submitted → last one succeeded),
+so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Efficiency is the rate per
+replica over that of one replica. All waves go through one service whose number of replicas is edited between them
+(`serve deploy`), the largest first. GPU use is nvidia-smi's, over the time in which the models ran. Before the first
+wave each replica has started a job that was then cancelled. Last, with replicas following the queue from one to all:
+the time from the first queued job to each new replica.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.client import Client, ServiceError
+from serve_app.schemas import ReconstructionView
+from serve_app.testing import RayService, deployment
+from viewmesh.options import Options
+
+WORKER = {"nvdiffrec": "Nvdiffrec", "trellis": "Trellis"}
+STAGE = {"nvdiffrec": "optimise", "trellis": "generate"}
+
+
+@dataclass(frozen=True)
+class Wave:
+    """What one number of replicas did: seconds of the whole, of each job and of its stages; GPU use in percent."""
+
+    replicas: int
+    wall_s: float
+    jobs: list[ReconstructionView]
+    gpu: dict[int, float]
+
+    @property
+    def per_hour(self) -> float:
+        return 3600 * len(self.jobs) / self.wall_s
+
+
+class GpuUse(threading.Thread):
+    """(time, GPU, percent) twice a second, as nvidia-smi has it; nothing where there is none."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int, float]] = []
+        query = ["nvidia-smi", "--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]
+        try:
+            self.smi = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+            self.start()
+        except FileNotFoundError:
+            self.smi = None
+
+    def run(self) -> None:
+        for line in self.smi.stdout:  # pyright: ignore[reportOptionalMemberAccess]
+            index, percent = line.split(",")
+            self.samples.append((time.monotonic(), int(index), float(percent)))
+
+    def between(self, start: float, end: float) -> dict[int, float]:
+        """Mean percent of each GPU that did anything."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for at, index, percent in self.samples:
+            if start <= at <= end:
+                found[index].append(percent)
+        return {index: statistics.fmean(values) for index, values in sorted(found.items()) if max(values) > 5}
+
+    def stop(self) -> None:
+        if self.smi is not None:
+            self.smi.terminate()
+
+
+class Bench:
+    def __init__(self, given: argparse.Namespace, service: RayService, client: Client, source: Path | None) -> None:
+        self.given, self.service, self.client, self.source = given, service, client, source
+        self.worker, self.stage = WORKER[given.model], STAGE[given.model]
+        self.gpus, self.seed = GpuUse(), 0
+        self.scratch = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
+
+    def submit(self) -> str:
+        self.seed += 1
+        if self.source is None:
+            return self.service.submit(self.client, self.scratch, {"seed": self.seed})
+        options = Options(model=self.given.model, preset=self.given.preset, seed=self.seed)
+        return self.client.submit(self.source, options).id
+
+    def running(self) -> int:
+        replicas = self.service.status()["deployments"][self.worker]["replicas"]
+        return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+    def fix(self, low: int, high: int) -> None:
+        """Edits the number of replicas, as a user would; returns once `low` run."""
+
+        def change(config: dict) -> None:
+            scaled(config, self.worker, low, high)
+            for name in ("Preprocessor", "Exporter"):  # they must not be what waves wait for
+                scaled(config, name, high, high)
+
+        self.service.deploy(change)
+        until = time.monotonic() + 240
+        while self.running() != low or self.service.status()["status"] != "RUNNING":
+            assert time.monotonic() < until, self.service.status()
+            time.sleep(0.3)
+
+    def warm(self, count: int) -> None:
+        """Each replica starts a job, so that no wave pays for what happens once per process."""
+        ids = [self.submit() for _ in range(count)]
+        for job_id in ids:
+            self.await_stage(job_id)
+        time.sleep(self.given.warm)
+        self.cancel(ids)
+        time.sleep(2.5)
+
+    def cancel(self, ids: list[str]) -> None:
+        for job_id in ids:
+            with contextlib.suppress(ServiceError):  # it was faster
+                self.client.cancel(job_id)
+
+    def await_stage(self, job_id: str) -> None:
+        while True:
+            job = self.client.get(job_id)
+            if job.state != "queued" and (job.stage not in (None, "prepare") or job.state != "running"):
+                assert job.state in ("running", "succeeded"), job.error
+                return
+            time.sleep(0.1)
+
+    def wave(self, replicas: int) -> Wave:
+        began = time.monotonic()
+        ids = [self.submit() for _ in range(replicas * self.given.jobs)]
+        self.await_stage(ids[0])
+        working = time.monotonic()
+        ends: dict[str, float] = {}
+        while len(ends) < len(ids):
+            for job_id in ids:
+                if job_id not in ends and self.client.get(job_id).state in ("succeeded", "failed", "cancelled"):
+                    ends[job_id] = time.monotonic()
+            time.sleep(0.2)
+        jobs = [self.client.get(job_id) for job_id in ids]
+        assert all(job.state == "succeeded" for job in jobs), [job.error for job in jobs]
+        last = max(ends.values())
+        tail = max(seconds(job).get("export", 0.0) + seconds(job).get("finish", 0.0) for job in jobs)
+        return Wave(replicas, last - began, jobs, self.gpus.between(working + 1, last - tail - 1))
+
+    def follow_queue(self, most: int) -> list[float]:
+        """Seconds from the first of `most` queued jobs to each further replica, with replicas following the queue."""
+        self.fix(1, most)
+        began, ids, seen = time.monotonic(), [self.submit() for _ in range(most)], []
+        while len(seen) < most - 1 and time.monotonic() - began < 120:
+            seen += [time.monotonic() - began] * (self.running() - 1 - len(seen))
+            time.sleep(0.3)
+        self.cancel(ids)
+        return seen
+
+
+def scaled(config: dict, name: str, low: int, high: int) -> None:
+    scaling = deployment(config, name).setdefault("autoscaling_config", {"target_ongoing_requests": 1})
+    scaling.update(min_replicas=low, max_replicas=high)
+
+
+def seconds(job: ReconstructionView) -> dict[str, float]:
+    return (job.report or {}).get("seconds") or {}
+
+
+def zipped(capture: Path, folder: Path) -> Path:
+    """The capture without its test views."""
+    file = folder / "capture.zip"
+    with zipfile.ZipFile(file, "w") as made:
+        for path in sorted(capture.rglob("*")):
+            name = path.relative_to(capture)
+            other = name.parts[0] == "six" or any("test" in part for part in name.parts)
+            if path.suffix in (".png", ".jpg", ".json") and not other:
+                made.write(path, name.as_posix())
+    return file
+
+
+def adapt(given: argparse.Namespace, most: int):
+    def change(config: dict) -> None:
+        application = config["applications"][0]
+        args, listed = application["args"], application["deployments"]
+        args["slots"] = {given.model: most if given.model == "nvdiffrec" else 2 * most}
+        args["fake"] = {"optimise_s": given.fake} if given.fake else None
+        deployment(config, "Nvdiffrec")["user_config"]["slice_s"] = 8.0
+        if given.model == "trellis":
+            listed[:] = [entry for entry in listed if entry["name"] != "Nvdiffrec"]
+            args.update(models=["trellis"], weights={"trellis": str(given.weights.absolute())})
+            actor = {"num_gpus": 1} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
+            user = {"compile": given.compile}
+            listed.append({"name": "Trellis", "ray_actor_options": actor, "user_config": user})
+        elif not given.gpus:
+            deployment(config, "Nvdiffrec")["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0.2}
+        for name in ("Preprocessor", "Exporter"):
+            scaled(config, name, most, most)
+            if not given.gpus:
+                deployment(config, name)["ray_actor_options"] = {"num_cpus": 0.1}
+        scaled(config, WORKER[given.model], most, most)
+
+    return change
+
+
+def told(wave: Wave, alone: Wave | None) -> None:
+    stages: dict[str, list[float]] = defaultdict(list)
+    for job in wave.jobs:
+        for stage, value in seconds(job).items():
+            stages[stage].append(value)
+    parts = "  ".join(f"{stage} {statistics.median(v):.1f} (≤ {max(v):.1f})" for stage, v in stages.items())
+    efficiency = f"{wave.per_hour / wave.replicas / alone.per_hour:.3f}" if alone else "–"
+    gpu = " ".join(f"{percent:.0f}" for percent in wave.gpu.values()) or "–"
+    print(
+        f"{wave.replicas} replicas, {len(wave.jobs)} jobs: {wave.wall_s:7.1f} s  {wave.per_hour:7.1f} jobs/h"
+        f"  efficiency {efficiency}  GPUs {gpu} %  resumes {sum(job.resumes for job in wave.jobs)}\n"
+        f"    seconds by stage, median (max): {parts}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capture", type=Path, nargs="?", help="a view set; none with --fake")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[4, 2, 1])
+    parser.add_argument("--jobs", type=int, default=1, help="jobs per replica in a wave")
+    parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
+    parser.add_argument("--preset", default="standard")
+    parser.add_argument("--weights", type=Path, help="folder of the TRELLIS checkpoint")
+    parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
+    parser.add_argument("--warm", type=float, default=8.0, help="seconds of work before the first wave")
+    parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
+    parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves waves between the largest and 1 out")
+    parser.add_argument("--no-queue", dest="queue", action="store_false", help="no replicas following the queue")
+    given = parser.parse_args()
+    given.gpus = given.gpus and not given.fake
+    began, most = time.monotonic(), max(given.replicas)
+    folder = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
+    source = zipped(given.capture, folder) if given.capture else None
+    with RayService(folder / "data", adapt(given, most)) as service, service.client() as client:
+        bench = Bench(given, service, client, source)
+        print(f"{most} replicas ready after {time.monotonic() - began:.0f} s, {os.cpu_count()} CPU cores", flush=True)
+        bench.warm(most)
+        waves: dict[int, Wave] = {}
+        for count in sorted(given.replicas, reverse=True):
+            spent, last = time.monotonic() - began, max((w.wall_s for w in waves.values()), default=0.0)
+            if 1 < count < most and spent + 2 * last > given.budget:
+                print(f"{count} replicas left out: no time")
+                continue
+            bench.fix(count, count)
+            waves[count] = bench.wave(count)
+            told(waves[count], None)
+        if given.queue and time.monotonic() - began < given.budget:
+            found = bench.follow_queue(most)
+            print("replicas following the queue, from 1: " + ", ".join(f"{s:.1f} s" for s in found))
+        print()
+        for wave in waves.values():
+            told(wave, waves.get(1))
+        bench.gpus.stop()
+
+
+if __name__ == "__main__":
+    main()
