@@ -34,13 +34,16 @@ lint: setup ## ruff, ruff format, pyright
 	$(BIN)/pyright
 
 test: setup tests/export/node_modules/.stamp .venv/.browser ## what CI runs: under 12 minutes on 2 cores
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not scale'
 
 test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-faults: setup ## kill, redeploy and restart the service
 	$(BIN)/python -m pytest -m slow tests/serve_app --timeout 1800
+
+test-scale: setup ## nodes that come and go, edits while jobs run: 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m scale tests/cluster --timeout 1800
 
 soak: setup ## random kills for 15 minutes
 	$(BIN)/python bench/serve.py soak --minutes 15
@@ -54,4 +57,4 @@ bench: setup ## the figures of the README on the sample capture
 	$(BIN)/python bench/reconstruct.py out/sample --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
 	$(BIN)/python bench/raster.py
 
-.PHONY: help setup demo lint test test-slow test-faults soak test-gpu bench
+.PHONY: help setup demo lint test test-slow test-faults test-scale soak test-gpu bench
