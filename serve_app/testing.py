@@ -146,8 +146,8 @@ class RayService:
         config = yaml.safe_load(self.file.read_text())
         change(config)
         self.file.write_text(yaml.safe_dump(config, sort_keys=False))
-        serve = str(Path(sys.executable).parent / "serve")
-        command = [serve, "deploy", "-a", self.dashboard(), str(self.file)]
+        serve = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()"]  # also where its script is elsewhere
+        command = [*serve, "deploy", "-a", self.dashboard(), str(self.file)]
         subprocess.run(
             command, check=True, capture_output=True, timeout=60, env={**os.environ, "RAY_AUTH_MODE": "token"}
         )
