@@ -1,15 +1,20 @@
 """Conductor: the one replica that runs the workflows. It only awaits, so thousands of jobs fit.
 
-When it dies, Serve starts it again and DBOS goes on with every workflow at its last finished step.
+When it dies, Serve starts it again and DBOS goes on with every workflow at its last finished step. Where there are two
+(two clusters on one database, or one that was paused and replaced), one has the lease and runs the jobs; the other one
+stands by, and takes over when the first has ended.
 """
 
 import asyncio
-import contextlib
+import itertools
 import json
 import logging
+import os
+import threading
 import time
 from typing import Any
 
+import ray
 from ray import serve
 
 from deployments.artifacts import ArtifactStore, StoreError
@@ -17,6 +22,7 @@ from serve_app import workflow
 from serve_app.auth import KeyRing
 from serve_app.durable import DELIVERIES, EXPORTS, Runner, Workflows, queue_of, sleep, step
 from serve_app.jobs import ACTIVE, JobStore
+from serve_app.lease import Lease
 from serve_app.models import MODELS
 from serve_app.settings import AppArgs
 from serve_app.stages import Calls
@@ -24,7 +30,10 @@ from serve_app.webhooks import PAUSES_S, deliver
 
 log = logging.getLogger("ray.serve")
 SWEEP_S = 30.0
+ORPHAN_SWEEPS = 10  # among so many sweeps one lists the whole artifact store
 ORPHAN_S = 3600.0
+STANDBY_S = 0.5
+FAREWELL_S = 1.0  # for the cancelling of calls to leave the process
 
 
 @serve.deployment(
@@ -49,18 +58,51 @@ class Conductor:
         self.runner.register("reconstruction", self._reconstruct)
         self.runner.register("export", self._export)
         self.runner.register("deliver", self._deliver)
-        queues = {queue_of("reconstruction", name): self.args.slots_of(name) for name in MODELS}
-        await self.runner.launch({**queues, EXPORTS: 8, DELIVERIES: 16})
         self.workflows = Workflows(self.store.engine)
         self.store.on_end = self.workflows.deliver
-        self.sweeper = asyncio.create_task(self._sweep_for_ever())
+        self.loop = asyncio.get_running_loop()
+        self.lease = Lease(self.args.database_url(), on_lost=self._abandon)
+        self.lease.fence(self.store.engine)
+        if await asyncio.to_thread(self.lease.acquire):
+            await self._lead()
+        self.work = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        """Runs the jobs for as long as the lease is held, once it is."""
+        if self.lease.epoch is None:
+            log.info("another Conductor runs the jobs; this one stands by")
+            while not await self._acquired():
+                await asyncio.sleep(STANDBY_S)
+            await self._lead()
+        await self._sweep_for_ever()
+
+    async def _acquired(self) -> bool:
+        try:
+            return await asyncio.to_thread(self.lease.acquire)
+        except Exception as error:  # the database is away
+            log.warning(f"could not ask for the lease: {type(error).__name__}: {error}")
+            return False
+
+    async def _lead(self) -> None:
+        queues = {queue_of("reconstruction", name): self.args.slots_of(name) for name in MODELS}
+        await self.runner.launch({**queues, EXPORTS: 8, DELIVERIES: 16})
+
+    def _abandon(self) -> None:
+        """The lease is lost: another Conductor repeats what runs here. In a thread, the loop may be stuck."""
+        for job_id in list(self.calls.running):
+            self.loop.call_soon_threadsafe(self.calls.stop, job_id)
+        if ray.is_initialized():  # else the graph is in somebody else's process, who asks check_health
+            threading.Event().wait(FAREWELL_S)
+            os._exit(1)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self.retention_s = config.get("retention_s", self.args.retention_s)
 
     async def check_health(self) -> None:
-        if self.sweeper.done():
-            raise RuntimeError("the Conductor's sweeper has ended")
+        if self.lease.lost:
+            raise RuntimeError("the Conductor has lost its lease")
+        if self.work.done():
+            raise RuntimeError("the Conductor's work has ended") from self.work.exception()
 
     async def ready(self) -> bool:
         return True
@@ -71,9 +113,10 @@ class Conductor:
 
     async def close(self) -> None:
         """For graphs inside one process: a replica just ends."""
-        self.sweeper.cancel()
+        self.work.cancel()
         await asyncio.to_thread(self.runner.close)
         self.workflows.close()
+        self.lease.release()  # here: DBOS has taken the loop's threads with it
         self.store.close()
 
     # --- workflows -------------------------------------------------------------------------------------------------
@@ -88,6 +131,8 @@ class Conductor:
         try:
             await run(step, self.calls, job_id)
         except Exception:
+            if self.lease.lost:
+                raise  # whoever has it now goes on with the job
             row = await asyncio.to_thread(self.store.get, job_id)
             if row is None or row["state"] not in ACTIVE:
                 raise  # cancelled or deleted: DBOS says so by an exception of its own
@@ -120,32 +165,39 @@ class Conductor:
     # --- housekeeping ----------------------------------------------------------------------------------------------
 
     async def _sweep_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                try:
-                    await asyncio.to_thread(self.sweep)
-                except Exception:
-                    log.exception("the sweep failed")
+        for number in itertools.count():
+            try:
+                await asyncio.to_thread(self.sweep, orphans=number % ORPHAN_SWEEPS == 0)
+            except Exception:
+                log.exception("the sweep failed")
             await asyncio.sleep(SWEEP_S)
 
-    def sweep(self) -> None:
+    def sweep(self, *, orphans: bool = True) -> None:
         """Deletes what has expired and what nobody refers to; ends jobs whose workflow has ended without telling."""
         while ids := self.store.expired(time.time()):
             for job_id in ids:
                 forget(self.store, self.workflows, self.artifacts, job_id, None)
         self._reconcile()
+        if orphans:
+            self._remove_orphans()
+
+    def _remove_orphans(self) -> None:
         try:
             for key in self.artifacts.older_than("tmp", ORPHAN_S):
-                self.artifacts.remove(key)
+                self._remove(key)
             folders = self.artifacts.older_than("jobs", ORPHAN_S)
             known = self.store.known([key.split("/")[1] for key in folders])
             for key in folders:
                 if key.split("/")[1] not in known:
-                    self.artifacts.remove(key)
+                    self._remove(key)
             for shard in self.artifacts.older_than("inputs", ORPHAN_S):
-                self.store.drop_unused_inputs(self.artifacts.older_than(shard, ORPHAN_S), self.artifacts.remove)
+                self.store.drop_unused_inputs(self.artifacts.older_than(shard, ORPHAN_S), self._remove)
         except StoreError as error:
             log.warning(f"the sweep could not reach the artifact store: {error}")
+
+    def _remove(self, key: str) -> None:
+        self.lease.require()  # the store has no fence: what was an orphan before a pause may be in use
+        self.artifacts.remove(key)
 
     def _reconcile(self) -> None:
         active = self.store.ids(ACTIVE, older_than_s=10)

@@ -5,6 +5,7 @@ is. They lie in one database so that accepting a job and enqueueing its workflow
 """
 
 import os
+import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -85,13 +86,50 @@ tallies = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
 )
 
+# Which Conductor runs the jobs: one row, see lease.py. The epoch is unique so that Postgres takes it for a key: a
+# transaction can then lock it against another epoch without being in the way of a renewal (FOR KEY SHARE).
+leases = sa.Table(
+    "viewmesh_leases",
+    metadata,
+    sa.Column("role", sa.String(16), primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False, unique=True),
+    sa.Column("holder", sa.String(256), nullable=False),
+    sa.Column("machine", sa.String(512), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("started", sa.String(32), nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+)
 
-def engine_of(url: str, *, pool_size: int = 10) -> sa.Engine:
-    """A pool of connections; SQLite in write-ahead mode, so that readers never wait for the writer."""
+POSTGRES: dict[str, Any] = {
+    "connect_timeout": 10,
+    # A peer that has gone without a word is noticed within half a minute, not in two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+IDLE_IN_TRANSACTION_MS = 20_000
+
+
+def engine_of(url: str, *, pool_size: int = 10, patience_s: float = 30.0) -> sa.Engine:
+    """A pool of connections; SQLite in write-ahead mode, so that readers never wait for the writer.
+
+    `patience_s`: how long SQLite waits for another writer.
+    """
     if not url.startswith("sqlite"):
         if url.startswith("postgresql://"):
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-        return sa.create_engine(url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True, pool_recycle=1800)
+        pool = {"pool_size": pool_size, "max_overflow": 10, "pool_pre_ping": True, "pool_recycle": 1800}
+        engine = sa.create_engine(url, connect_args=POSTGRES, **pool)
+
+        @event.listens_for(engine, "connect")
+        def _limit(connection: Any, _record: Any) -> None:
+            # A process that is stopped in the middle of a transaction must not keep its locks.
+            connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
+            connection.commit()
+
+        return engine
     path = sa.make_url(url).database
     if path and path != ":memory:":
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -101,7 +139,7 @@ def engine_of(url: str, *, pool_size: int = 10) -> sa.Engine:
     def _prepare(connection: Any, _record: Any) -> None:
         # DBOS does so on the engines that it makes; IMMEDIATE takes the write lock when a transaction begins.
         connection.isolation_level = "IMMEDIATE"
-        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute(f"PRAGMA busy_timeout={round(patience_s * 1000)}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -111,10 +149,21 @@ def engine_of(url: str, *, pool_size: int = 10) -> sa.Engine:
 
 def create_tables(engine: sa.Engine) -> None:
     """Creates our tables if they are not there. Several processes may do so at once."""
-    try:
-        metadata.create_all(engine)
-    except DBAPIError:  # another process was between our look and our CREATE
-        metadata.create_all(engine)
+    for _ in range(5):
+        try:
+            return metadata.create_all(engine)
+        except DBAPIError:  # another process was between our look and our CREATE
+            time.sleep(0.1)
+    return metadata.create_all(engine)
+
+
+def seconds_now(connection: sa.Connection) -> float:
+    """Seconds since 1970 by the database's clock, which is the same for all its clients."""
+    if connection.dialect.name == "postgresql":
+        clock = "SELECT extract(epoch FROM clock_timestamp())"
+    else:
+        clock = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+    return float(connection.execute(sa.text(clock)).scalar_one())
 
 
 def lock_inputs(connection: sa.Connection) -> None:

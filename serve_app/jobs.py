@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, tallies
+from serve_app.lease import look
 from serve_app.schemas import TERMINAL, media_type
 
 ACTIVE = ("queued", "running")
@@ -43,7 +44,7 @@ class NewJob:
     request_hash: str
     parent: str | None = None
     webhook: str | None = None
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None  # an export's source; of a reconstruction, the facts known before it runs
 
 
 Row = dict[str, Any]
@@ -400,6 +401,7 @@ class JobStore:
                 "active": [tuple(row) for row in connection.execute(by_state.group_by(jobs.c.state, jobs.c.model))],
                 "oldest": connection.execute(oldest).scalar_one_or_none(),
                 "tallies": [tuple(row) for row in connection.execute(sa.select(tallies))],
+                "lease": look(connection),
             }
 
 

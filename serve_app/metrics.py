@@ -31,6 +31,16 @@ class Jobs(Collector):
         yield active
         age = 0.0 if figures["oldest"] is None else max(0.0, time.time() - figures["oldest"])
         yield GaugeMetricFamily("viewmesh_oldest_queued_job_seconds", "Age of the oldest queued job.", value=age)
+        lease = figures["lease"]
+        if lease is not None:
+            yield GaugeMetricFamily(
+                "viewmesh_conductor_epoch", "How often a Conductor has taken the jobs over.", value=lease.epoch
+            )
+            yield GaugeMetricFamily(
+                "viewmesh_conductor_lease_seconds",
+                "For how long the Conductor that runs the jobs may do so; below 0: none does.",
+                value=round(lease.left_s, 3),
+            )
         sums: dict[str, dict[str, float]] = defaultdict(dict)
         for name, label, value in figures["tallies"]:
             sums[name][label] = value

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from ray import serve
+from stores import Stores, postgres, s3, stores_of
 
 from deployments.fakes import fake_view
 from serve_app.router import Service
@@ -87,10 +88,30 @@ def graph(settings: AppArgs) -> Any:
     return build_conductor(settings)
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    with s3() as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["local", "cloud"])
+def stores(request: pytest.FixtureRequest) -> Stores:
+    """SQLite and a folder; PostgreSQL and S3."""
+    return stores_of(request.param, request)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running() -> AsyncIterator[Running]:
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """On SQLite and a folder; test modules that have the fixture `stores` run on both kinds."""
     data = Path(tempfile.mkdtemp(prefix="viewmesh-test-"))
-    async with running_service(data) as value:
+    given = request.getfixturevalue("stores").args if "stores" in request.fixturenames else {}
+    async with running_service(data, **given) as value:
         yield value
     shutil.rmtree(data, ignore_errors=True)
 

@@ -5,7 +5,8 @@ import time
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from stores import new_database
 
 from serve_app.jobs import DifferentRequest, InputGone, JobStore, NewJob, QuotaExceeded, id_of_key, new_id
 from serve_app.schemas import TERMINAL
@@ -19,9 +20,16 @@ def new_job(job_id: str = "", owner: str = "ann", request_hash: str = "h", **mor
     )
 
 
+@pytest.fixture(params=["local", "cloud"])
+def database(request, tmp_path):
+    if request.param == "local":
+        return f"sqlite:///{tmp_path}/jobs.sqlite"
+    return new_database(request.getfixturevalue("postgres_server"))
+
+
 @pytest.fixture
-def store(tmp_path):
-    made = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite")
+def store(database):
+    made = JobStore(database)
     made.create()
     made.create()
     yield made
@@ -125,12 +133,9 @@ class Jobs(RuleBasedStateMachine):
 
     made = Bundle("made")
 
-    def __init__(self):
+    def __init__(self, database: str):
         super().__init__()
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = JobStore(f"sqlite:///{self.folder.name}/jobs.sqlite")
+        self.store = JobStore(database)
         self.store.create()
         self.states: dict[str, list[str]] = {}
 
@@ -187,8 +192,14 @@ class Jobs(RuleBasedStateMachine):
 
     def teardown(self):
         self.store.close()
-        self.folder.cleanup()
 
 
-TestJobs = Jobs.TestCase
-TestJobs.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+@pytest.mark.parametrize("kind", ["local", "cloud"])
+def test_a_random_walk_of_everything_that_happens_to_jobs(kind, request, tmp_path):
+    server = request.getfixturevalue("postgres_server") if kind == "cloud" else None
+
+    def fresh():
+        return Jobs(new_database(server) if server else f"sqlite:///{tmp_path}/{new_id()}.sqlite")
+
+    laws = settings(max_examples=15 if kind == "local" else 8, stateful_step_count=20, deadline=None)
+    run_state_machine_as_test(fresh, settings=laws)
