@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from viewmesh.errors import ViewmeshError
+from viewmesh.errors import OptionError, ViewmeshError
 
 CHUNK = 1 << 20
 
@@ -56,11 +56,15 @@ class Ref:
 
 
 class ArtifactStore:
-    """Files by key. All methods block; an event loop calls them in a thread."""
+    """Files by key. All methods block; an event loop calls them in a thread. Raises OptionError for a URL that no
+    installed package reads."""
 
     def __init__(self, url: str, **storage_options: Any) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url, **storage_options)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url, **storage_options)
+        except (ImportError, ValueError) as error:  # a package, or a protocol, that is not there
+            raise _unreadable(url, error) from error
         self.local = isinstance(self.fs, LocalFileSystem)
         if self.local:
             with _explained("create the artifact store"):
@@ -171,6 +175,13 @@ class ArtifactStore:
 def fresh(folder: str, name: str) -> str:
     """A key that no other call writes: a call whose caller died may still be running beside its repetition."""
     return f"{folder}/{uuid.uuid4().hex[:12]}/{name}"
+
+
+def _unreadable(url: str, error: Exception) -> OptionError:
+    protocol = url.partition("://")[0]  # the rest may hold a password
+    if protocol in ("s3", "s3a"):
+        return OptionError("An artifact store on s3:// needs a package more: pip install 'viewmesh[s3]'")
+    return OptionError(f"An artifact store on {protocol}:// cannot be used: {error}")
 
 
 def hash_file(file: Path) -> str:

@@ -12,6 +12,7 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import ResultWriter, make
+from deployments.logs import log_of
 from deployments.messages import Message
 from deployments.metrics import StageMetrics
 from deployments.running import Worker
@@ -29,27 +30,20 @@ class Exporter:
         self.store = ArtifactStore(store_url)
         self.engine: ResultWriter = make(engine, **engine_args)
         self.metrics = StageMetrics("export")
-        self.stall_s = 600.0
-        self.workers: set[Worker] = set()
+        self.worker = Worker(at_once=None, stall_s=600.0)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        self.stall_s = float(config.get("stall_s", self.stall_s))
+        self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))
 
     def check_health(self) -> None:
-        for worker in list(self.workers):
-            worker.check_health()
+        self.worker.check_health()
 
     async def export(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, result, views?, facts. Done: artifacts [{name, key, sha256, size}], report."""
-        worker = Worker(stall_s=self.stall_s)
-        self.workers.add(worker)
-        try:
-            work = worker.run(lambda p, c: self._export(call, p, c))
-            async with aclosing(self.metrics.watch(work)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self.workers.discard(worker)
+        work = self.worker.run(lambda p, c: self._export(call, p, c), job_id=call["job_id"])
+        async with aclosing(self.metrics.watch(work, log_of(call["job_id"]))) as messages:
+            async for message in messages:
+                yield message
 
     def _export(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()

@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from ray.serve import metrics
 
+from deployments.logs import Log, log_of
 from deployments.messages import Done, Failed, Message
 
 BUCKETS = [0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800]
@@ -32,14 +33,18 @@ class StageMetrics:
             "viewmesh_stage_resumes_total", description="Calls that loaded a checkpoint.", tag_keys=("stage",)
         )
 
-    async def watch(self, messages: AsyncGenerator[Message, None]) -> AsyncGenerator[Message, None]:
-        """Passes the messages on and counts the call by its last one."""
-        started, outcome = time.monotonic(), "stopped"
+    async def watch(
+        self, messages: AsyncGenerator[Message, None], log: Log | None = None
+    ) -> AsyncGenerator[Message, None]:
+        """Passes the messages on, counts the call by its last one and logs how it ended."""
+        log = log or log_of("")
+        stage, started, outcome = self.tags["stage"], time.monotonic(), "stopped"
         try:
             async with aclosing(messages):
                 async for message in messages:
                     if isinstance(message, Failed):
                         outcome = "failed"
+                        log.warning(f"{stage}: {message.code}: {message.message}")
                         self.failures.inc(tags={**self.tags, "code": message.code})
                     elif isinstance(message, Done):
                         outcome = "done"
@@ -47,7 +52,9 @@ class StageMetrics:
                             self.resumes.inc(tags=self.tags)
                     yield message
         finally:
-            self.seconds.observe(time.monotonic() - started, tags={**self.tags, "outcome": outcome})
+            seconds = time.monotonic() - started
+            self.seconds.observe(seconds, tags={**self.tags, "outcome": outcome})
+            log.info(f"a call of {stage}: {outcome} after {seconds:.2f} s")
 
 
 class DeviceMetrics:

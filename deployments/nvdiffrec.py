@@ -18,15 +18,12 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import Optimiser, Session, make
+from deployments.logs import log_of
 from deployments.messages import Message
 from deployments.metrics import DeviceMetrics, StageMetrics
 from deployments.running import Worker, out_of_device_memory
 
-AFFINITY = {
-    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
-    # Every other replica: with fewer, jobs of one corner of the ring wait for each other while replicas are idle.
-    "request_router_kwargs": {"num_fallback_replicas": 1000},
-}
+AFFINITY = {"request_router_class": "deployments.affinity.WarmFirst"}
 
 
 @serve.deployment(
@@ -59,7 +56,7 @@ class Nvdiffrec:
 
     async def slice(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, views, checkpoint?, initial?. Done: checkpoint, step, done, metrics, …"""
-        async with aclosing(self.metrics.watch(self._run(self._slice, call))) as messages:
+        async with aclosing(self.metrics.watch(self._run(self._slice, call), log_of(call["job_id"]))) as messages:
             async for message in messages:
                 yield message
 
@@ -70,7 +67,11 @@ class Nvdiffrec:
                 yield message
 
     def _run(self, work: Any, call: dict[str, Any]) -> AsyncGenerator[Message, None]:
-        return self.worker.run(lambda progress, cancelled: work(call, progress, cancelled), on_memory=self._forget)
+        return self.worker.run(
+            lambda progress, cancelled: work(call, progress, cancelled),
+            job_id=call["job_id"],
+            on_memory=self._forget,
+        )
 
     def _slice(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         job_id, started = call["job_id"], time.monotonic()

@@ -15,6 +15,7 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import Preparer, make
+from deployments.logs import log_of
 from deployments.messages import Message
 from deployments.metrics import StageMetrics
 from deployments.running import Worker
@@ -32,27 +33,20 @@ class Preprocessor:
         self.store = ArtifactStore(store_url)
         self.engine: Preparer = make(engine, **engine_args)
         self.metrics = StageMetrics("prepare")
-        self.stall_s = 300.0
-        self.workers: set[Worker] = set()
+        self.worker = Worker(at_once=None, stall_s=300.0)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        self.stall_s = float(config.get("stall_s", self.stall_s))
+        self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))
 
     def check_health(self) -> None:
-        for worker in list(self.workers):
-            worker.check_health()
+        self.worker.check_health()
 
     async def prepare(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, inputs {name: Ref}. Done: views (Ref), facts."""
-        worker = Worker(stall_s=self.stall_s)
-        self.workers.add(worker)
-        try:
-            work = worker.run(lambda p, c: self._prepare(call, p, c))
-            async with aclosing(self.metrics.watch(work)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self.workers.discard(worker)
+        work = self.worker.run(lambda p, c: self._prepare(call, p, c), job_id=call["job_id"])
+        async with aclosing(self.metrics.watch(work, log_of(call["job_id"]))) as messages:
+            async for message in messages:
+                yield message
 
     def _prepare(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()

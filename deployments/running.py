@@ -6,18 +6,19 @@ flag and waits for the thread.
 """
 
 import asyncio
-import logging
+import contextlib
+import contextvars
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from deployments.artifacts import StoreError
+from deployments.logs import Log, log_of
 from deployments.messages import Done, Failed, Message, Progress
 from viewmesh.errors import Cancelled, MissingModel, OutOfMemory, PoseError, ViewmeshError
-
-log = logging.getLogger("ray.serve")
 
 Work = Callable[[Any, Callable[[], bool]], dict[str, Any]]
 
@@ -28,35 +29,49 @@ class Unhealthy(RuntimeError):
     """Raised by check_health: Serve replaces the replica."""
 
 
-class Worker:
-    """One replica's thread of work: one call at a time, throttled progress, and what check_health needs to know."""
+@dataclass(eq=False)
+class _Call:
+    """A running call: when its thread was last heard of, which is when it told or asked something."""
 
-    def __init__(self, *, stall_s: float = 300.0, interval_s: float = 0.5) -> None:
+    last_sign: float
+
+
+class Worker:
+    """One replica's work: calls in threads, at most `at_once` of them (None: as many as Serve lets in), throttled
+    progress, and what check_health needs to know."""
+
+    def __init__(self, *, at_once: int | None = 1, stall_s: float = 300.0, interval_s: float = 0.5) -> None:
         self.stall_s = stall_s
         self.interval_s = interval_s
         self.poisoned = ""
-        self._turn = asyncio.Lock()
-        self._last_sign = 0.0
-        self._running = False
+        self._turns = contextlib.nullcontext() if at_once is None else asyncio.Semaphore(at_once)
+        self._running: set[_Call] = set()
 
     def check_health(self) -> None:
         if self.poisoned:
             raise Unhealthy(f"the device context is unusable: {self.poisoned}")
-        silent = time.monotonic() - self._last_sign
-        if self._running and silent > self.stall_s:
-            raise Unhealthy(f"no progress for {silent:.0f} s")
+        for call in list(self._running):
+            silent = time.monotonic() - call.last_sign
+            if silent > self.stall_s:
+                raise Unhealthy(f"no progress for {silent:.0f} s")
 
-    async def run(self, work: Work, *, on_memory: Callable[[], None] = lambda: None) -> AsyncGenerator[Message, None]:
-        """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed."""
+    async def run(
+        self, work: Work, *, job_id: str = "", on_memory: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Message, None]:
+        """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed.
+
+        on_memory: called in the thread when the work has run out of memory. job_id: for the log.
+        """
         if self.poisoned:
             yield Failed("worker_unfit", "The worker is about to be replaced.", retry=True)
             return
         # A generator that is left does not close the ones inside it; without aclosing their threads would work on.
-        async with self._turn, aclosing(self._run(work, on_memory)) as messages:
+        async with self._turns, aclosing(self._run(work, log_of(job_id), on_memory)) as messages:
             async for message in messages:
                 yield message
 
-    async def _run(self, work: Work, on_memory: Callable[[], None]) -> AsyncGenerator[Message, None]:
+    async def _run(self, work: Work, log: Log, on_memory: Callable[[], None]) -> AsyncGenerator[Message, None]:
+        call = _Call(time.monotonic())
         loop = asyncio.get_running_loop()
         stop = threading.Event()
         inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -64,18 +79,22 @@ class Worker:
 
         def progress(stage: str, step: int, steps: int, **metrics: float) -> None:
             nonlocal sent
-            now = self._last_sign = time.monotonic()
+            now = call.last_sign = time.monotonic()
             if now - sent >= self.interval_s or step >= steps:
                 sent = now
                 values = {name: float(value) for name, value in metrics.items()}
                 loop.call_soon_threadsafe(inbox.put_nowait, Progress(stage, int(step), int(steps), values))
 
+        def cancelled() -> bool:
+            call.last_sign = time.monotonic()  # a long step tells nothing, but asks
+            return stop.is_set()
+
         def body() -> None:
-            message = self._outcome(work, progress, stop.is_set, on_memory)
+            message = self._outcome(work, progress, cancelled, log, on_memory)
             loop.call_soon_threadsafe(inbox.put_nowait, message)
 
-        self._last_sign, self._running = time.monotonic(), True
-        thread = loop.run_in_executor(None, body)
+        self._running.add(call)
+        thread = loop.run_in_executor(None, contextvars.copy_context().run, body)  # the request id, for the log
         try:
             while True:
                 message = await inbox.get()
@@ -86,9 +105,11 @@ class Worker:
             stop.set()
             # The next call must not share the device with the rest of this one.
             await asyncio.wait({asyncio.ensure_future(thread)}, timeout=30)
-            self._running = False
+            self._running.discard(call)
 
-    def _outcome(self, work: Work, progress: Any, cancelled: Callable[[], bool], on_memory: Callable) -> Message:
+    def _outcome(
+        self, work: Work, progress: Any, cancelled: Callable[[], bool], log: Log, on_memory: Callable
+    ) -> Message:
         try:
             return Done(work(progress, cancelled))
         except Exception as error:

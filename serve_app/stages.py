@@ -13,12 +13,12 @@ import ray.exceptions
 from ray.serve import exceptions as serve_exceptions
 
 from deployments.artifacts import ArtifactStore
+from deployments.logs import log_of
 from deployments.messages import Done, Failed, Progress
 from serve_app.jobs import JobStore
 from serve_app.models import MODELS
 from viewmesh.errors import ViewmeshError
 
-log = logging.getLogger("ray.serve")
 Json = dict[str, Any]
 
 LOST = (
@@ -105,6 +105,7 @@ class Calls:
         made = await self._call(job, "optimise", self.models["nvdiffrec"], "slice", call)
         if "failed" not in made:
             if made.get("resumed"):
+                log_of(job["id"]).info(f"optimise went on from its checkpoint at step {made['step']} elsewhere")
                 await self._database(self.store.resumed, job["id"])
             if made.get("preview"):
                 await self._database(self.store.preview, job["id"], made["step"], made["preview"])
@@ -121,6 +122,7 @@ class Calls:
         return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)
 
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
+        facts = {**((job["result"] or {}).get("facts") or {}), **facts}
         timings = {}
         row = await self._database(self.store.get, job["id"])
         if row is not None:
@@ -163,14 +165,23 @@ class Calls:
 
     async def _call(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> Json:
         """The Done value of one call, or {"failed": …}. Replicas that die are replaced by others, with patience."""
-        started = time.monotonic()
+        log, started = log_of(job["id"]), time.monotonic()
+        if not call.get("checkpoint") or stage != "optimise":  # of the slices, the first
+            log.info(f"{stage} began")
+        made = await self._until_answered(job, stage, handle, method, call)
+        if "failed" in made:
+            log.warning(f"{stage} failed after {time.monotonic() - started:.2f} s: {made['failed']['code']}")
+        return made
+
+    async def _until_answered(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> Json:
+        log, started = log_of(job["id"]), time.monotonic()
         losses, device_losses, pause = 0, 0, 0.5
         while True:
             try:
                 message, progressed = await self._once(job, stage, handle, method, call)
             except LOST as error:
                 losses += 1
-                log.warning(f"{stage} of {job['id']} lost its worker ({type(error).__name__}), attempt {losses}")
+                log.warning(f"{stage} lost its worker ({type(error).__name__}), attempt {losses}")
                 if losses >= MAX_LOSSES:
                     return _failed(
                         "worker_lost",
@@ -188,14 +199,15 @@ class Calls:
                 Exception
             ) as error:  # what a handle raises while its process or its deployment goes away is not one type
                 losses += 1
-                log.warning(f"{stage} of {job['id']} could not be called, attempt {losses}", exc_info=error)
+                log.warning(f"{stage} could not be called, attempt {losses}", exc_info=error)
                 if losses >= MAX_LOSSES:
                     return _failed("worker_lost", f"The stage {stage} could not be called.", "See the service's log.")
             else:
                 if isinstance(message, Done):
-                    await self._database(
-                        self.store.stage_done, job["id"], {stage: await self._seconds(job, stage, message)}
-                    )
+                    seconds = await self._seconds(job, stage, message)
+                    await self._database(self.store.stage_done, job["id"], {stage: seconds})
+                    if message.value.get("done", True):  # of the slices, the last
+                        log.info(f"{stage} done in {seconds:.2f} s")
                     return message.value
                 if not message.retry:
                     return {"failed": message.json()}
@@ -232,7 +244,7 @@ class Calls:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, LOST):
                 raise error.cause from error
-            log.exception(f"{stage} of {job['id']} raised")
+            log_of(job["id"]).exception(f"{stage} raised")
             return Failed(
                 "internal_error", f"The stage {stage} failed unexpectedly.", "See the service's log."
             ), progressed
@@ -254,7 +266,7 @@ class Calls:
         try:
             await asyncio.to_thread(self.store.progress, job["id"], percent=percent, data=data)
         except Exception as error:  # progress is not worth a job
-            log.warning(f"could not record progress of {job['id']}: {error}")
+            log_of(job["id"]).warning(f"could not record progress: {error}")
 
     async def _seconds(self, job: Json, stage: str, message: Done) -> float:
         row = await self._database(self.store.get, job["id"])
@@ -273,7 +285,7 @@ class Calls:
         try:
             await asyncio.to_thread(self.artifacts.remove, key)
         except ViewmeshError as error:  # the sweeper comes by again
-            log.warning(f"could not remove {key}: {error}")
+            logging.getLogger("ray.serve").warning(f"could not remove {key}: {error}")
 
 
 async def patiently(attempt: Callable[[], Awaitable[Any]], *, seconds: float = 120.0) -> Any:

@@ -9,9 +9,11 @@ import torch
 
 from deployments.adapters.meshfile import load_mesh, save_mesh
 from viewmesh.errors import OutOfMemory
+from viewmesh.export.images import png
 from viewmesh.geometry.camera import canonical6
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset
+from viewmesh.nvdiffrec.preview import preview
 from viewmesh.options import Options
 from viewmesh.views.archive import load_viewset
 from viewmesh.views.viewset import ViewSet
@@ -42,7 +44,10 @@ class NvdiffrecSession:
         fit.save(self.state, out)
 
     def preview(self, out: Path) -> bool:
-        return False
+        pixels = preview(self.state)
+        if pixels is not None:
+            out.write_bytes(png(pixels.numpy()))
+        return pixels is not None
 
     def finish(self, out: Path, progress: Any, cancelled: Any) -> dict[str, Any]:
         progress("finish", 1, 2)

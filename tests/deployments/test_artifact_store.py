@@ -2,12 +2,14 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from deployments.artifacts import ArtifactStore, Corrupt, Ref, StoreError, StoreFull, fresh, hash_file
+from viewmesh.errors import OptionError
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -88,3 +90,12 @@ def test_older_than_lists_only_what_is_old(tmp_path):
     os.utime(store.path("tmp/old"), (1, 1))
     assert store.older_than("tmp", 3600) == ["tmp/old"]
     assert store.older_than("none", 1) == []
+
+
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(OptionError, match=r"pip install 'viewmesh\[s3\]'"):
+        ArtifactStore("s3://key:secret@bucket/prefix")
+    with pytest.raises(OptionError, match="nope://") as raised:
+        ArtifactStore("nope://secret/prefix")
+    assert "secret" not in str(raised.value)

@@ -269,8 +269,8 @@ def _textured(problem: Problem, surface: Surface, variables: Variables) -> Textu
 def save(state: State, path: Path) -> None:
     """One safetensors file that holds everything but the views; written beside `path` and then moved there."""
     tensors = {f"variables/{k}": v for k, v in state.variables.items()}
-    tensors |= {f"first/{k}": v for k, v in state.moments.first.items()}
-    tensors |= {f"second/{k}": v for k, v in state.moments.second.items()}
+    tensors |= {f"first/{k}": v for k, v in state.moments.first.items() if v.any()}  # zeros are most of a new pass
+    tensors |= {f"second/{k}": v for k, v in state.moments.second.items() if v.any()}
     if state.band is not None:
         tensors["band"] = state.band
     if state.cleaned is not None:
@@ -312,6 +312,9 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
     def part(prefix: str) -> Variables:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+    variables = part("variables/")
+    zero = zero_moments(variables)
+    moments = Moments(zero.first | part("first/"), zero.second | part("second/"), header["count"])
     surface, initial = part("surface/"), part("initial/")
     dense, light = (
         Mesh(**{k: v.cpu() for k, v in mesh.items()}) if (mesh := part(f"cleaned/{name}/")) else None
@@ -322,8 +325,8 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
         seed=header["seed"],
         phase=header["phase"],
         step=header["step"],
-        variables=part("variables/"),
-        moments=Moments(part("first/"), part("second/"), header["count"]),
+        variables=variables,
+        moments=moments,
         band=tensors.get("band"),
         cleaned=Cleaned(dense, light) if dense and light else None,
         surface=Surface(**surface) if surface else None,

@@ -29,7 +29,6 @@ from viewmesh.render.light import from_latlong
 from viewmesh.render.tangent_space import into_tangent_space
 from viewmesh.render.visible import all_around, visible_faces
 
-
 POINTS = 2**18  # looked up between two questions whether to go on
 
 
