@@ -77,18 +77,7 @@ class Nvdiffrec:
         job_id, started = call["job_id"], time.monotonic()
         workdir = Path(tempfile.mkdtemp(prefix="viewmesh-slice-"))
         try:
-            session, resumed = self._session(call, workdir)
-            try:
-                metrics = session.advance(self.slice_s, progress, cancelled)
-            except Exception as error:
-                if not out_of_device_memory(error) or call.get("smaller"):
-                    raise
-                # Once more with less, from the checkpoint: the state may be half a step on.
-                del session
-                self._forget()
-                call["smaller"] = True
-                session, _ = self._session(call, workdir)
-                metrics = session.advance(self.slice_s, progress, cancelled)
+            session, metrics, resumed = self._advance(call, workdir, progress, cancelled)
             saved = workdir / "checkpoint"
             session.save(saved)
             ref = self.store.put(saved, fresh(f"jobs/{job_id}/checkpoints", f"{session.step:08d}"), move=True)
@@ -113,6 +102,22 @@ class Nvdiffrec:
             }
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
+
+    def _advance(self, call: dict[str, Any], workdir: Path, *given: Any) -> tuple[Session, dict[str, float], bool]:
+        """One slice; when the device's memory runs out, once more with less, from the checkpoint."""
+        try:
+            session, resumed = self._session(call, workdir)
+            return session, session.advance(self.slice_s, *given), resumed
+        except Exception as error:
+            if not out_of_device_memory(error) or call.get("smaller"):
+                raise
+            log_of(call["job_id"]).warning(f"out of memory; once more with less: {error}")
+        # Only here: until its except block ends, the error keeps what filled the device.
+        session = None
+        self._forget()
+        call["smaller"] = True
+        session, resumed = self._session(call, workdir)
+        return session, session.advance(self.slice_s, *given), resumed
 
     def _finish(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()

@@ -116,11 +116,11 @@ class Worker:
             failed = failure(error)
             if failed.code == "device_lost":
                 self.poisoned = str(error).splitlines()[0][:200]
-            if failed.code == "out_of_memory":
-                on_memory()
             if failed.code == "internal_error":
                 log.exception("A stage failed for no reason that it knows.")
-            return failed
+        if failed.code == "out_of_memory":  # only here: until its except block ends, the error keeps all frames alive
+            on_memory()
+        return failed
 
 
 def failure(error: BaseException) -> Failed:

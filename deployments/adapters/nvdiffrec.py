@@ -14,6 +14,7 @@ from viewmesh.geometry.camera import canonical6
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset
 from viewmesh.nvdiffrec.preview import preview
+from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.options import Options
 from viewmesh.views.archive import load_viewset
 from viewmesh.views.viewset import ViewSet
@@ -75,11 +76,13 @@ class NvdiffrecOptimiser:
         return NvdiffrecSession(state, self.device)
 
     def load(self, views: Path, options: dict, checkpoint: Path, *, smaller: bool) -> NvdiffrecSession:
-        state = fit.load(checkpoint, load_viewset(views), device=self.device)
+        """With `smaller`, half the preset's views a step, whether or not the checkpoint was made so already."""
+        viewset = load_viewset(views)
+        state = fit.load(checkpoint, viewset, device=self.device)
         if smaller:
-            problem = state.problem
-            problem = type(problem)(problem.views, _smaller(problem.preset), self.device)
-            state = replace(state, problem=problem)
+            less = self._preset(Options.model_validate(options), viewset, smaller)
+            numbers = replace(state.problem.preset, shape_batch=less.shape_batch, texture_batch=less.texture_batch)
+            state = replace(state, problem=Problem(viewset, numbers, self.device))
         return NvdiffrecSession(state, self.device)
 
     def _preset(self, options: Options, views: ViewSet, smaller: bool) -> Preset:
