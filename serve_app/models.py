@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve_app.settings import AppArgs
-from viewmesh.choose import choose
+from viewmesh.choose import Choice, choose
 from viewmesh.errors import MissingModel
 from viewmesh.options import Options
 from viewmesh.weights import ready as weights
@@ -108,26 +108,34 @@ def served(args: AppArgs) -> dict[str, Model]:
     return {name: model for name, model in MODELS.items() if model.readiness(args).ready}
 
 
-def resolve(options: Options, args: AppArgs, files: Iterable[str]) -> Model:
-    """The model that a job will run on. files: their names in the view set, which is what `auto` goes by; what lies in
-    an archive is not looked at here. Raises MissingModel, OptionError."""
-    name = options.model
-    if name == "auto":
-        views = sum(file.startswith("views/") for file in files)
-        name = choose(views or 64, _camera_source(options, files), generative="trellis" in served(args)).model
-    model = MODELS[name]
+def resolve(options: Options, args: AppArgs, files: Iterable[str]) -> tuple[Model, str]:
+    """The model that a job will run on, and why: a clause for people, "" where the caller named the model.
+
+    files: their names in the view set, which is what `auto` goes by; what lies in an archive is not looked at here.
+    Raises MissingModel, OptionError.
+    """
+    choice = Choice(options.model) if options.model != "auto" else _chosen(options, args, list(files))
+    model = MODELS[choice.model]
     state = model.readiness(args)
     if not state.ready:
         raise MissingModel(state.reason, hint=state.hint)
-    options.for_model(name)
-    return model
+    options.for_model(choice.model)
+    return model, choice.because
 
 
-def _camera_source(options: Options, files: Iterable[str]) -> Any:
+def _chosen(options: Options, args: AppArgs, files: list[str]) -> Choice:
+    views, generative = sum(file.startswith("views/") for file in files), "trellis" in served(args)
+    source = _camera_source(options, files)
+    if not views and options.views.cameras == "auto" and options.views.rig is None:
+        return Choice("nvdiffrec", "views in an archive are taken to come with cameras")
+    return choose(views or 64, source, generative=generative)
+
+
+def _camera_source(options: Options, files: list[str]) -> Any:
     rules = options.views
     if rules.cameras != "auto":
         return None if rules.cameras == "none" else rules.cameras
-    if any(file.endswith((".json", ".zip")) for file in files):
+    if any(file.endswith(".json") for file in files):
         return "file"
     return rules.rig or "sfm"
 

@@ -86,7 +86,7 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     if upload.webhook_url:
         _check_webhook(s, by, upload.webhook_url)
     options = upload.options
-    model = models.resolve(options, s.args, upload.files)
+    model, because = models.resolve(options, s.args, upload.files)
     job = NewJob(
         id=id_of_key(by.owner, key) if key else new_id(),
         owner=by.owner,
@@ -96,6 +96,7 @@ async def create(request: Request, s: Serving, by: By) -> Response:
         inputs={name: ref.json() for name, ref in upload.files.items()},
         request_hash=upload.digest(),
         webhook=upload.webhook_url,
+        result={"facts": {"chosen_because": because}} if because else None,
     )
     row = await _accept(s, by, job)
     return await _answer(request, s, by, row, wait_s)

@@ -52,6 +52,7 @@ class ReconstructionView(BaseModel):
     parent: str | None = None
     state: State
     model: str
+    chosen_because: str = Field("", description="Why this model, where the caller left it to `auto`.")
     stage: str | None = Field(None, description="prepare, optimise, generate, refine, finish or export.")
     step: int = 0
     steps: int = 0

@@ -19,6 +19,7 @@ def reconstruction_view(row: dict[str, Any], files: list[dict[str, Any]], positi
         parent=row["parent"],
         state=row["state"],
         model=row["model"],
+        chosen_because=((row["result"] or {}).get("facts") or {}).get("chosen_because", ""),
         stage=row["stage"],
         step=row["step"],
         steps=row["steps"],

@@ -43,6 +43,7 @@ class LibraryWriter:
             licence_notes=tuple(facts.get("licence_notes", ())),
             warnings=(*viewset.warnings, *facts.get("model_warnings", ())),
             gaussians=load_gaussians(result),
+            chosen_because=facts.get("chosen_because", ""),
         )
         if facts.get("reexport"):
             value = reexport(value, **facts["reexport"])

@@ -70,11 +70,20 @@ def test_what_is_served(weights):
 def test_auto_goes_by_the_files(weights):
     args, four = AppArgs(weights={"trellis": weights}), [f"views/view_{i:02d}.png" for i in range(4)]
     many = [f"views/view_{i:02d}.png" for i in range(12)]
-    assert resolve(Options(), args, four).name == "trellis"
-    assert resolve(Options(), args, [*four, "cameras.json"]).name == "nvdiffrec"
-    assert resolve(Options(), args, many).name == "nvdiffrec"
-    assert resolve(Options(), args, ["archive.zip"]).name == "nvdiffrec"
-    assert resolve(Options(), AppArgs(fake={}), four).name == "nvdiffrec"
+
+    def chosen(files, args=args, **options) -> tuple[str, str]:
+        model, because = resolve(Options.model_validate(options), args, files)
+        return model.name, because
+
+    assert chosen(four) == ("trellis", "4 views without cameras are few for structure from motion")
+    assert chosen([*four, "cameras.json"]) == ("nvdiffrec", "the views come with cameras")
+    assert chosen(many) == ("nvdiffrec", "12 views are enough to find the cameras from")
+    assert chosen(four, views={"rig": "canonical6"})[0] == "nvdiffrec"
+    assert chosen(many, views={"cameras": "none"})[0] == "trellis"
+    assert chosen(["archive.zip"]) == ("nvdiffrec", "views in an archive are taken to come with cameras")
+    assert chosen(["archive.zip"], views={"cameras": "none"})[0] == "trellis"
+    assert chosen(four, AppArgs(fake={}))[0] == "nvdiffrec"
+    assert chosen(four, model="nvdiffrec") == ("nvdiffrec", "")
     with pytest.raises(OptionError, match="gaussian_ply"):
         resolve(Options(formats=("gaussian_ply",)), args, many)
     with pytest.raises(MissingModel):
