@@ -1,7 +1,8 @@
 """The artifact store: files under one fsspec URL (`file:///…`, `s3://bucket/prefix`), committed whole or not at all.
 
-Every write goes to a key below `tmp/` first and is then moved to its own key, so that a reader, also one that comes
-back after a crash, finds either a complete file or none. It knows keys and sha256; it does not know jobs.
+A reader, also one that comes back after a crash, finds either a complete file or none: in an object store an upload
+appears when it is complete; elsewhere every write goes to a key below `tmp/` first and is then moved to its own
+key. It knows keys and sha256; it does not know jobs.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from viewmesh.errors import OptionError, ViewmeshError
 
 CHUNK = 1 << 20
+REMOTE_CHUNK = 4 << 20  # one request each
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 
 
 class StoreError(ViewmeshError):
@@ -61,6 +64,9 @@ class ArtifactStore:
 
     def __init__(self, url: str, **storage_options: Any) -> None:
         self.url = url
+        self.object_store = url.partition("://")[0] in OBJECT_STORES
+        if self.object_store:  # others write to it, too
+            storage_options = {"use_listings_cache": False, **storage_options}
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url, **storage_options)
         except (ImportError, ValueError) as error:  # a package, or a protocol, that is not there
@@ -94,9 +100,10 @@ class ArtifactStore:
                 _sync(staged)
                 os.replace(staged, target)
             else:
-                staged = self.path(f"tmp/{uuid.uuid4().hex}")
+                staged = target if self.object_store else self.path(f"tmp/{uuid.uuid4().hex}")
                 self.fs.put_file(str(file), staged)
-                self.fs.mv(staged, target)
+                if staged != target:
+                    self.fs.mv(staged, target)
                 if move:
                     file.unlink(missing_ok=True)
             return Ref(key, digest, size)
@@ -133,7 +140,10 @@ class ArtifactStore:
 
     def read(self, key: str, start: int = 0, end: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
         """The bytes [start, end) of a file, in chunks."""
-        with _explained(f"read {key}"), self.fs.open(self.path(key), "rb") as file:
+        cache: dict[str, Any] = {}
+        if self.object_store:  # reads what is asked for, not 50 MiB ahead
+            cache, chunk = {"cache_type": "none"}, max(chunk, REMOTE_CHUNK)
+        with _explained(f"read {key}"), self.fs.open(self.path(key), "rb", **cache) as file:
             file.seek(start)
             left = None if end is None else end - start
             while left is None or left > 0:

@@ -94,6 +94,7 @@ def test_older_than_lists_only_what_is_old(tmp_path):
 
 def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # remembers imports
     with pytest.raises(OptionError, match=r"pip install 'viewmesh\[s3\]'"):
         ArtifactStore("s3://key:secret@bucket/prefix")
     with pytest.raises(OptionError, match="nope://") as raised:
