@@ -132,16 +132,11 @@ async def test_a_cancel_while_unwrapping_ends_it_and_its_child(replica, call, tm
     monkeypatch.setattr(unwrap, "CHILD", (sys.executable, "-c", work))
     replica.worker.stall_s = 1.0
     started = time.monotonic()
-
-    async def stop_when_begun():
-
-        while not (begun.exists() and begun.read_text()) or time.monotonic() - started < 2:
-            await asyncio.sleep(0.05)
-            replica.check_health()  # two seconds without progress: it asks, so it lives
-
     async with aclosing(replica.slice(call)) as messages:
         waiting = asyncio.ensure_future(anext(messages))
-        await stop_when_begun()
+        while not (begun.exists() and begun.read_text()) or time.monotonic() - started < 2:
+            await asyncio.sleep(0.05)
+            replica.check_health()  # two seconds without progress, but it asks, so it lives
         stopped = time.monotonic()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -63,6 +63,28 @@ async def test_calls_of_one_worker_never_overlap():
     assert most == 1
 
 
+async def test_calls_at_once_are_watched_one_by_one():
+    """As in the Exporter: one call that has died away is not hidden by another that works."""
+    worker = Worker(at_once=None, stall_s=0.3)
+
+    def asking(progress, cancelled):
+        for _ in range(80):
+            cancelled()
+            time.sleep(0.01)
+        return {}
+
+    lively = asyncio.create_task(all_of(worker.run(asking)))
+    await asyncio.sleep(0.5)
+    worker.check_health()  # asking is a sign of life
+    silent = asyncio.create_task(all_of(worker.run(lambda p, c: time.sleep(0.5) or {})))
+    again = asyncio.create_task(all_of(worker.run(asking)))
+    await asyncio.sleep(0.4)
+    with pytest.raises(Unhealthy, match="no progress"):
+        worker.check_health()
+    await asyncio.gather(lively, silent, again)
+    worker.check_health()
+
+
 async def test_a_poisoned_device_makes_the_replica_unhealthy_and_takes_no_more_work():
     def work(progress, cancelled):
         raise RuntimeError("CUDA error: device-side assert triggered\nsecret path")
