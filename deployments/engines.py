@@ -63,7 +63,10 @@ class Optimiser(Protocol):
 
 
 class Generator(Protocol):
-    """A generative model with its weights in memory. Calls may come at once; they take turns on the device."""
+    """A generative model with its weights in memory. Calls may come at once; those that find the device busy run next,
+    at most `together` of them at once."""
+
+    together: int
 
     def warm(self) -> dict[str, float]:
         """Makes later calls faster; seconds by part. Calls meanwhile work, slower."""

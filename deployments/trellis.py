@@ -1,8 +1,8 @@
 """Trellis: a generative model, warm. One GPU each, autoscaled; ReconViaGen is the same deployment with other weights.
 
 The constructor loads the weights once, after a look at the free device memory; its error has both figures. The networks
-are then compiled in a thread: until that is done, calls are answered by the same networks, slower. Calls take turns on
-the device; while one is being textured on the CPU, the next has its networks run.
+are then compiled in a thread: until that is done, calls are answered by the same networks, slower. Calls that wait for
+the device run on it together, see the engine; while some are being textured on the CPU, others have the device.
 """
 
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger("ray.serve")
 
 @serve.deployment(
     name="Trellis",
-    max_ongoing_requests=2,  # one on the device, one being textured
+    max_ongoing_requests=4,  # some on the device, some being textured
     max_queued_requests=-1,
     graceful_shutdown_timeout_s=60,
     health_check_period_s=3,
@@ -48,6 +48,7 @@ class Trellis:
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self.stall_s = float(config.get("stall_s", self.stall_s))
+        self.engine.together = max(1, int(config.get("together", self.engine.together)))
         if config.get("compile", True) and self.warming is None:
             self.warming = threading.Thread(target=self._warm, daemon=True)
             self.warming.start()

@@ -24,7 +24,7 @@ WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},
     "Exporter": {"stall_s"},
     "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
-    "Trellis": {"stall_s", "compile"},
+    "Trellis": {"stall_s", "compile", "together"},
     "ReconViaGen": {"stall_s", "compile"},
     "Conductor": {"retention_s"},
 }

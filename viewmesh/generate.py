@@ -5,18 +5,20 @@ they lie is viewmesh.weights' business.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from viewmesh.errors import InputError, MissingModel
+from viewmesh.errors import InputError, MissingModel, ViewmeshError
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.options import GAUSSIAN_PLY, Options
 from viewmesh.progress import Progress, never, silent
-from viewmesh.trellis.pipeline import Generated, Trellis
+from viewmesh.trellis.batch import Request, room
+from viewmesh.trellis.pipeline import WORKSPACE_BYTES, Generated, GenerateOptions, MultiImage, Trellis
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.texturing import STEPS as TEXTURE_STEPS
 from viewmesh.trellis.texturing import texture
@@ -98,19 +100,91 @@ def draft(
     cancelled: Callable[[], bool] = never,
 ) -> Draft:
     """What needs the device: the networks. Same seed, same device: same draft."""
+    (made,) = draft_together(model, [look(model, views, options, progress=progress, cancelled=cancelled)])
+    if isinstance(made, ViewmeshError):
+        raise made
+    return made
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A request before the samplers run. tokens: what TRELLIS' encoder saw; ReconViaGen's encoder runs with the rest.
+
+    company: those whose company is equal may be drafted together; None runs alone.
+    """
+
+    views: ViewSet
+    options: Options
+    sampling: GenerateOptions
+    tokens: Tensor | None
+    company: Hashable
+    progress: Progress
+    cancelled: Callable[[], bool]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def look(
+    model: Model,
+    views: ViewSet,
+    options: Options,
+    *,
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> Looked:
+    """What may run beside another request's samplers: preparing the images and, for TRELLIS, encoding them."""
     views, warnings = few_enough(views, "trellis" if isinstance(model, Trellis) else "reconviagen")
-    chosen = sampler_options(model, options)
+    chosen, total = sampler_options(model, options), total_steps(model, options)
     done = {"structure": 0, "latents": chosen.structure.steps, "mesh": chosen.structure.steps + chosen.latents.steps}
-    total = total_steps(model, options)
 
     def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
         progress("generate", done.get(stage, 0) + step, total, **metrics)
 
-    generator = torch.Generator().manual_seed(options.seed)
-    made: Generated = model.generate(
-        views.images, chosen, generator=generator, progress=overall, cancelled=cancelled
-    )  # fmt: skip
-    return Draft(made.mesh, made.gaussians, dict(made.seconds), (*warnings, *made.warnings))
+    began, tokens, company = time.perf_counter(), None, None
+    if isinstance(model, Trellis):
+        tokens = model.encode(views.images, cancelled)
+        if chosen.multiimage == "stochastic" or len(views) == 1:
+            company = (chosen.structure, chosen.latents)
+    seconds = {"encode": time.perf_counter() - began} if tokens is not None else {}
+    return Looked(views, options, chosen, tokens, company, overall, cancelled, seconds, warnings)
+
+
+def draft_together(model: Model, calls: Sequence[Looked]) -> list[Draft | ViewmeshError]:
+    """The drafts of requests of one company, in order; an error of one is its own. Raises what is nobody's own."""
+    made: list[Generated | ViewmeshError] = []
+    if isinstance(model, Trellis):
+        requests = [
+            Request(call.tokens, seeded(call), call.sampling.gaussians, call.progress, call.cancelled)
+            for call in calls
+            if call.tokens is not None
+        ]
+        made = model.generate_batch(requests, replace(calls[0].sampling, multiimage=_mode(calls)))
+    else:
+        for call in calls:
+            try:
+                hooks = {"generator": seeded(call), "progress": call.progress, "cancelled": call.cancelled}
+                made.append(model.generate(call.views.images, call.sampling, **hooks))
+            except ViewmeshError as error:
+                made.append(error)
+    return [
+        one if isinstance(one, ViewmeshError)
+        else Draft(one.mesh, one.gaussians, {**call.seconds, **one.seconds}, (*call.warnings, *one.warnings))
+        for call, one in zip(calls, made, strict=True)
+    ]  # fmt: skip
+
+
+def fit_together(model: Model) -> int:
+    """How many requests the device's free memory holds at once, at least one."""
+    return room(model.device, WORKSPACE_BYTES)
+
+
+def seeded(call: Looked) -> torch.Generator:
+    return torch.Generator().manual_seed(call.options.seed)
+
+
+def _mode(calls: Sequence[Looked]) -> MultiImage:
+    """One view each is the same in every mode."""
+    return calls[0].sampling.multiimage if len(calls) == 1 else "stochastic"
 
 
 def finish(

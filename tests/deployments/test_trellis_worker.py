@@ -1,4 +1,4 @@
-"""The generative deployment: turns on the device, cancelling between sampler steps, memory, a device that dies."""
+"""The generative deployment: turns and batches on the device, cancelling, memory, a device that dies."""
 
 import asyncio
 import threading
@@ -10,7 +10,8 @@ from deployments import trellis as deployment
 from deployments.artifacts import ArtifactStore
 from deployments.messages import Done, Failed, Progress
 from deployments.running import Unhealthy
-from viewmesh.errors import OutOfMemory
+from viewmesh.errors import Cancelled, EmptyReconstruction, OutOfMemory
+from viewmesh.options import Options
 from viewmesh.progress import check
 
 Trellis = deployment.Trellis.func_or_class
@@ -21,6 +22,7 @@ class Engine:
 
     def __init__(self, *script):
         self.script, self.released, self.stopped, self.warmed = list(script), 0, threading.Event(), threading.Event()
+        self.together = 4
 
     def warm(self):
         self.warmed.set()
@@ -85,7 +87,8 @@ async def test_it_is_compiled_beside_its_calls_and_a_failure_of_that_costs_nothi
     worker, engine = made()
     worker.reconfigure({"compile": False})
     assert worker.warming is None
-    worker.reconfigure({})
+    worker.reconfigure({"together": 2})
+    assert engine.together == 2
     assert engine.warmed.wait(5)
     assert isinstance(await last(worker, call_on(worker)), Done)
 
@@ -123,38 +126,122 @@ async def test_a_caller_that_goes_away_stops_the_work_between_steps(made):
     assert isinstance(await last(worker, call_on(worker)), Done)
 
 
-async def test_calls_take_turns_on_the_device_and_texturing_does_not_wait(tmp_path, monkeypatch):
-    from deployments.adapters import trellis as adapter
-    from viewmesh.options import Options
+@pytest.fixture
+def adapter(monkeypatch):
+    """The adapter with a library that only says who was drafted with whom."""
+    from deployments.adapters import trellis as module
 
-    running, most, finishing = 0, 0, threading.Barrier(2, timeout=10)
+    class Library:
+        fits, drafted = 9, []
+        hold, finishing = threading.Event(), None
+        seconds = 0.0
 
-    def draft(*args, **kwargs):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        time.sleep(0.1)
-        running -= 1
+        def look(self, model, views, chosen, *, progress, cancelled):
+            return Looked(views, chosen.cfg or 1.0, cancelled)
+
+        def draft_together(self, model, calls):
+            self.drafted.append([call.views for call in calls])
+            self.hold.wait(10)
+            if len(calls) > self.fits:
+                raise OutOfMemory("The batch", needed=9 << 30, free=1 << 30, device="cuda:0")
+            return [
+                EmptyReconstruction("nothing") if call.views == "bad" else f"draft of {call.views}" for call in calls
+            ]
+
+        def finish(self, drafted, *args, **kwargs):
+            if self.finishing is not None:
+                self.finishing.wait()
+            return Made()
+
+    class Looked:
+        def __init__(self, views, company, cancelled):
+            self.views, self.company, self.cancelled = views, company, cancelled
 
     class Made:
         mesh = gaussians = None
         warnings, seconds = (), {}
 
-    def finish(*args, **kwargs):
-        finishing.wait()  # both calls must be here at once
-        return Made
-
+    library = Library()
+    library.drafted, library.hold = [], threading.Event()
     for name, value in {
-        "draft": draft, "finish": finish, "load_model": lambda *a: None, "load_viewset": lambda path: None,
-        "total_steps": lambda *a: 9, "save_mesh": lambda *a: None,
+        "look": library.look, "draft_together": library.draft_together, "finish": library.finish,
+        "load_model": lambda *a: None, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
+        "save_mesh": lambda *a: None, "fit_together": lambda model: 3,
     }.items():  # fmt: skip
-        monkeypatch.setattr(adapter, name, value)
-    engine = adapter.LibraryGenerator("trellis", "cpu")
-    options = Options().model_dump(mode="json")
+        monkeypatch.setattr(module, name, value)
+    return module.LibraryGenerator("trellis", "cpu"), library
 
-    def run():
-        return engine.generate(tmp_path, options, tmp_path, lambda *a, **k: None, lambda: False)
 
-    facts = await asyncio.gather(asyncio.to_thread(run), asyncio.to_thread(run))
-    assert most == 1
-    assert all(f["device"] == "cpu" for f in facts)
+def asked(engine, views: str, cfg: float = 1.0, cancelled=lambda: False):
+    options = Options(cfg=cfg).model_dump(mode="json")
+    return asyncio.create_task(
+        asyncio.to_thread(engine.generate, views, options, None, lambda *a, **k: None, cancelled)
+    )
+
+
+async def until(condition, seconds: float = 10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+async def test_who_waits_for_the_device_runs_together_if_it_may_and_fits(adapter):
+    engine, library = adapter
+    calls = [asked(engine, "first")]
+    await until(lambda: library.drafted)  # at once and alone: nobody waits for company
+    for n, (views, cfg) in enumerate([("b", 1.0), ("other", 2.0), ("bad", 1.0), ("d", 1.0), ("e", 1.0)]):
+        calls.append(asked(engine, views, cfg))
+        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+    library.hold.set()
+    facts = await asyncio.gather(*calls, return_exceptions=True)
+    assert library.drafted == [["first"], ["b", "bad", "d"], ["other"], ["e"]]
+    assert isinstance(facts[3], EmptyReconstruction)
+    together = [f["generated_together"] for f in facts if isinstance(f, dict)]
+    assert together == [1, 3, 1, 3, 1]
+
+
+async def test_with_batches_off_calls_take_turns(adapter):
+    engine, library = adapter
+    engine.together = 1
+    calls = [asked(engine, "a")]
+    await until(lambda: library.drafted)
+    calls.append(asked(engine, "b"))
+    calls.append(asked(engine, "c"))
+    await until(lambda: len(engine.turns.waiting) == 2)
+    library.hold.set()
+    await asyncio.gather(*calls)
+    assert sorted(map(len, library.drafted)) == [1, 1, 1]
+
+
+async def test_a_batch_that_does_not_fit_runs_one_by_one(adapter):
+    engine, library = adapter
+    library.fits = 1
+    calls = [asked(engine, "a")]
+    await until(lambda: library.drafted)
+    for n, views in enumerate(("b", "bad", "d")):
+        calls.append(asked(engine, views))
+        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+    library.hold.set()
+    facts = await asyncio.gather(*calls, return_exceptions=True)
+    assert library.drafted == [["a"], ["b", "bad", "d"], ["b"], ["bad"], ["d"]]
+    assert [type(f) for f in facts] == [dict, dict, EmptyReconstruction, dict]
+
+
+async def test_a_call_that_waits_can_leave(adapter):
+    engine, library = adapter
+    first = asked(engine, "a")
+    await until(lambda: library.drafted)
+    leaver = asked(engine, "b", cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        await leaver
+    library.hold.set()
+    await first
+    assert library.drafted == [["a"]]
+
+
+async def test_texturing_does_not_hold_the_device(adapter):
+    engine, library = adapter
+    library.hold.set()
+    library.finishing = threading.Barrier(2, timeout=10)  # both calls must be here at once
+    await asyncio.gather(asked(engine, "a"), asked(engine, "b"))

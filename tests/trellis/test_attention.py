@@ -18,18 +18,18 @@ def test_items_attend_within_themselves(counts):
     L = sum(counts)
     item = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     q, k, v = torch.randn(3, 2, L, 3, 4, dtype=torch.float64)
-    ours = attend_within_items(q, k, v, counts)
+    ours = attend_within_items(q, k, v, torch.tensor(counts))
     for p in range(2):
         torch.testing.assert_close(ours[p], naive(q[p], k[p], v[p], item[:, None] == item))
 
 
-@pytest.mark.parametrize("counts", [[7], [5, 1, 6]])
+@pytest.mark.parametrize("counts", [[7], [4, 4, 4], [5, 1, 6]])
 @pytest.mark.parametrize("views", [1, 3])
 def test_items_attend_to_their_views_on_average(counts, views):
     L, B, T = sum(counts), len(counts), 5
     q = torch.randn(2, L, 3, 4, dtype=torch.float64)
     kv = torch.randn(2, B, views, 2, T, 3, 4, dtype=torch.float64)
-    ours = attend_to_context(q, kv, counts)
+    ours = attend_to_context(q, kv, torch.tensor(counts))
     start = 0
     for b, n in enumerate(counts):
         for p in range(2):

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from viewmesh.errors import Cancelled, InputError, OptionError
 from viewmesh.geometry.camera import Y_UP_FROM_Z_UP
 from viewmesh.trellis import stages
+from viewmesh.trellis.batch import Request
 from viewmesh.trellis.decoders import Gaussians
 from viewmesh.trellis.pipeline import Trellis
 from viewmesh.trellis.reconviagen import ReconViaGen, cameras_of
@@ -218,8 +219,14 @@ def test_the_compiled_networks_give_what_the_uncompiled_give(folder):
                     yield views(flow, conditions)(x, torch.tensor([400.0]).cuda(), guided=guided, step=0)[0]
 
     before = list(all_velocities())
-    assert set(model.warm(multidiffusion=True)) == {"structure_flow", "latent_flow"}
+    batch = [Request(conditions[:n], seeded(n)) for n in (1, 2, 3)]
+    options = model.options(steps=2)
+    together = [one.mesh.vertices for one in model.generate_batch(batch, options)]
+    assert {"structure_flow", "latent_flow in batches"} <= set(model.warm(multidiffusion=True, batches=True))
     torch.testing.assert_close(list(all_velocities()), before, rtol=1e-3, atol=1e-3)
+    batch = [Request(conditions[:n], seeded(n)) for n in (1, 2, 3)]
+    compiled = [one.mesh.vertices for one in model.generate_batch(batch, options)]
+    torch.testing.assert_close(compiled, together, rtol=1e-3, atol=1e-3)
 
 
 def test_warming_up_without_a_compiler_is_nothing(trellis):

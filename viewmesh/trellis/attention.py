@@ -1,7 +1,7 @@
 """One attention function, and the shapes in which the networks call it.
 
-Tokens of several items lie one after another in a row of L; `counts` says how many belong to each. A leading dimension
-P holds passes over the same tokens (the conditioned and the unconditioned pass of guidance).
+Tokens of several items lie one after another in a row of L; `counts` (B,), on the CPU, says how many belong to each. A
+leading dimension P holds passes over the same tokens (the conditioned and the unconditioned pass of guidance).
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
-    """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), sum(counts) = L."""
-    return attend(q, k, v) if len(counts) == 1 else _attend_within_items(q, k, v, counts)
+def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
+    """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), counts (B,) on the CPU, sum L."""
+    return attend(q, k, v) if counts.shape[0] == 1 else _attend_within_items(q, k, v, counts)
 
 
-def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
+def attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
-    if len(counts) > 1:
+    if counts.shape[0] > 1:
         return _attend_to_context(q, kv, counts)
     N = kv.shape[2]
     if N == 1:
@@ -50,35 +50,42 @@ def attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
     return attend(many, k, v).unflatten(0, (-1, N)).mean(1)
 
 
-# Opaque to the compiler: one compiled block then serves any number of items and views.
+# Opaque to the compiler: one compiled block then serves any number of items, of any lengths, and of views.
 @torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
-def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
-    if len(set(counts)) == 1:  # equal items are a batch
-        shape = (q.shape[0] * len(counts), counts[0], *q.shape[2:])
+def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
+    lengths = counts.tolist()
+    if len(set(lengths)) == 1:  # equal items are a batch
+        shape = (q.shape[0] * len(lengths), lengths[0], *q.shape[2:])
         return attend(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape).contiguous()
-    parts = zip(*(t.split(counts, 1) for t in (q, k, v)), strict=True)
+    parts = zip(*(t.split(lengths, 1) for t in (q, k, v)), strict=True)
     return torch.cat([attend(*part) for part in parts], 1)
 
 
 @torch.library.custom_op("viewmesh::attend_to_context", mutates_args=())
-def _attend_to_context(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
+def _attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
+    lengths = counts.tolist()
+    (P, B, N), L = kv.shape[:3], lengths[0]
+    if len(set(lengths)) == 1:  # equal items are a batch
+        many = q.reshape(P * B, 1, L, *q.shape[2:]).expand(-1, N, -1, -1, -1).flatten(0, 1)
+        k, v = kv.flatten(0, 2).unbind(1)
+        return attend(many, k, v).unflatten(0, (-1, N)).mean(1).reshape(q.shape).contiguous()
     outputs = []
-    for item_q, item_kv in zip(q.split(counts, 1), kv.unbind(1), strict=True):
+    for item_q, item_kv in zip(q.split(lengths, 1), kv.unbind(1), strict=True):
         views = item_kv.unbind(1)
         total = attend(item_q, *views[0].unbind(1))
         for view in views[1:]:
             total = total + attend(item_q, *view.unbind(1))
         outputs.append(total / len(views) if len(views) > 1 else total)
-    return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
+    return torch.cat(outputs, 1)
 
 
 @_attend_within_items.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, counts: list[int]) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 @_attend_to_context.register_fake
-def _(q: Tensor, kv: Tensor, counts: list[int]) -> Tensor:
+def _(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 

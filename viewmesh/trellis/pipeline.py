@@ -11,7 +11,7 @@ generate: preprocess → encode → structure (which voxels) → latents (what i
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from viewmesh.errors import InputError, MissingModel, OptionError
+from viewmesh.errors import Cancelled, InputError, MissingModel, OptionError, ViewmeshError
 from viewmesh.geometry.camera import Y_UP_FROM_Z_UP
 from viewmesh.geometry.flexicubes import FlexiMesh
 from viewmesh.geometry.mesh import Mesh
@@ -28,6 +28,7 @@ from viewmesh.progress import Progress, check, never, silent
 from viewmesh.render.shading import srgb_to_linear
 from viewmesh.trellis import checkpoint, stages
 from viewmesh.trellis.attention import prefer_cudnn_attention
+from viewmesh.trellis.batch import Batch, Request, groups, sample_latents, sample_structures
 from viewmesh.trellis.decoders import Gaussians, SLatGaussianDecoder, SLatMeshDecoder
 from viewmesh.trellis.preprocess import image_tensor, trellis_image
 from viewmesh.trellis.samplers import SamplerOptions, Velocity
@@ -60,7 +61,7 @@ class GenerateOptions:
 class Generated:
     """mesh: +y up in [-0.5, 0.5]³, linear vertex colours. gaussians: in the same frame, if asked for.
 
-    seconds: wall time of encode, structure, latents, mesh and (if any) gaussians.
+    seconds: wall time of encode, structure, latents, mesh and (if any) gaussians; of a batch, as long as all took.
     """
 
     mesh: Mesh
@@ -117,12 +118,13 @@ class Trellis:
         """The defaults with a caller's wishes; `cfg` is the strength of both stages."""
         return with_wishes(self.defaults, steps, cfg, multiimage, gaussians)
 
-    def warm(self, *, multidiffusion: bool = False) -> dict[str, float]:
+    def warm(self, *, multidiffusion: bool = False, batches: bool = False) -> dict[str, float]:
         """Compiles the flow networks (CUDA only); seconds by part. Calls before it ends work, slower.
 
-        multidiffusion: compile for that mode of several views, which runs uncompiled otherwise. A later call adds it.
+        multidiffusion, batches: compile for that mode of several views, and for generate_batch, too; they run
+        uncompiled otherwise.
         """
-        return compile_flows(self.networks, tokens=self.encoder.tokens, passes=2 if multidiffusion else 1)
+        return compile_flows(self.networks, tokens=self.encoder.tokens, passes=multidiffusion, batches=batches)
 
     @torch.no_grad()
     def generate(
@@ -142,19 +144,65 @@ class Trellis:
         options, generator = options or self.defaults, generator or torch.Generator().manual_seed(0)
         clock = Stopwatch(self.device)
         with clock("encode"):
-            conditions = self.encode(images, cancelled)
-        views = VIEW_MODES[options.multiimage]
-        with clock("structure"):
-            velocity: Velocity = views(self.networks.structure_flow, conditions)
-            voxels = stages.sample_structure(self.networks, velocity, options.structure, generator, progress, cancelled)
-        with clock("latents"):
-            velocity = views(self.networks.latent_flow, conditions, voxels)
-            latents = stages.sample_latents(
-                self.networks, voxels, velocity, options.latents, generator, progress, cancelled
-            )
-        warnings = unseen_views(len(conditions), options)
-        return decoded(self.networks, latents, options.gaussians, clock, progress, cancelled, warnings)
+            condition = self.encode(images, cancelled)
+        return self._generate(Request(condition, generator, options.gaussians, progress, cancelled), options, clock)
 
+    @torch.no_grad()
+    def generate_batch(
+        self, requests: Sequence[Request], options: GenerateOptions | None = None
+    ) -> list[Generated | ViewmeshError]:
+        """What each request gives alone, in order, made together where that saves time: not by multidiffusion, whose
+        passes fill the device. An error of one is its result and harms no other. `options.gaussians` is not read.
+
+        See batch.room for how many fit. Raises what is nobody's own, such as torch's OutOfMemoryError.
+        """
+        options = options or self.defaults
+        made: dict[int, Generated] = {}
+        batch = Batch(requests, list(range(len(requests))))
+        if len(requests) == 1 or options.multiimage != "stochastic":
+            made = batch.each(lambda i: self._generate(requests[i], options, Stopwatch(self.device)))
+        else:
+            with suppress(Cancelled):  # all of them were
+                made = self._generate_together(batch, options)
+        return [made[i] if i in made else batch.outcomes[i] for i in range(len(requests))]
+
+    def _generate(self, request: Request, options: GenerateOptions, clock: "Stopwatch") -> Generated:
+        views, condition = VIEW_MODES[options.multiimage], request.condition
+        hooks = request.generator, request.progress, request.cancelled
+        with clock("structure"):
+            velocity: Velocity = views(self.networks.structure_flow, condition)
+            voxels = stages.sample_structure(self.networks, velocity, options.structure, *hooks)
+        with clock("latents"):
+            velocity = views(self.networks.latent_flow, condition, voxels)
+            latents = stages.sample_latents(self.networks, voxels, velocity, options.latents, *hooks)
+        return self._decoded(latents, request, options, clock)
+
+    def _generate_together(self, batch: Batch, options: GenerateOptions) -> dict[int, Generated]:
+        made: dict[int, Generated] = {}
+        clock = Stopwatch(self.device)
+        with clock("structure"):
+            voxels = sample_structures(self.networks, batch, options.structure)
+        for group in groups(batch.here, voxels):
+            part, watch = Batch(batch.requests, group, batch.outcomes), Stopwatch(self.device, dict(clock.seconds))
+            with suppress(Cancelled):
+                with watch("latents"):
+                    latents = sample_latents(self.networks, part, voxels, options.latents)
+                made |= part.each(
+                    lambda i, of=latents, so_far=watch.seconds: self._decoded(
+                        of[i], batch.requests[i], options, Stopwatch(self.device, dict(so_far))
+                    )
+                )
+        return made
+
+    def _decoded(
+        self, latents: "stages.SparseTensor", request: Request, options: GenerateOptions, clock: "Stopwatch"
+    ) -> Generated:
+        warnings = unseen_views(len(request.condition), options)
+        return decoded(
+            self.networks, latents, request.gaussians, clock, request.progress, request.cancelled, warnings
+        )  # fmt: skip
+
+    @torch.no_grad()
     def encode(self, images: Images, cancelled: Callable[[], bool] = never) -> Tensor:
         """Condition tokens (N, T, 1024) float32; images are prepared in threads and encoded a few at a time."""
 
@@ -184,8 +232,8 @@ def in_threads(function: Callable[[S], R], values: Sequence[S]) -> list[R]:
 class Stopwatch:
     """Seconds per part; waits for the device at both ends."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, {}
+    def __init__(self, device: torch.device, seconds: dict[str, float] | None = None) -> None:
+        self.device, self.seconds = device, {} if seconds is None else seconds
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:

@@ -62,11 +62,13 @@ def sample(
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
     on_step: Callable[[Tensor], None] | None = None,
+    staying: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Integrates from noise at t = 1 to a sample at t = 0.
 
     std: the standard deviation per item used by `rescale`, shaped to broadcast against x. Default: over all but the
-    first dimension, unbiased. on_step receives the estimate of the sample after each step (tests, previews).
+    first dimension, unbiased. on_step receives the estimate of the sample after each step (tests, previews). staying is
+    asked before each step for what remains of x; `velocity` and `std` must follow it.
     """
     times = timesteps(options.steps, options.rescale_t)
     on_device = torch.tensor(1000 * times, dtype=torch.float32).to(noise.device)  # one copy, no sync in the loop
@@ -74,6 +76,7 @@ def sample(
     x = noise
     for i, (t, t_next) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
         check(cancelled)
+        x = x if staying is None else staying(x)
         guided = lo <= t <= hi
         positive, negative = velocity(x, on_device[i : i + 1], guided=guided, step=i)
         v = positive

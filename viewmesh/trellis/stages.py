@@ -49,15 +49,14 @@ def sample_structure(
     cancelled: Callable[[], bool],
 ) -> Voxels:
     """The active voxels. Raises EmptyReconstruction when there are none."""
-    R, C = networks.structure_flow.resolution, networks.structure_flow.in_channels
-    latent = sample(
-        velocity,
-        _noise((1, C, R, R, R), generator, networks.device),
-        options,
-        stage="structure",
-        progress=progress,
-        cancelled=cancelled,
+    noise = structure_noise(networks, generator)
+    return occupied(
+        networks, sample(velocity, noise, options, stage="structure", progress=progress, cancelled=cancelled)
     )
+
+
+def occupied(networks: Networks, latent: Tensor) -> Voxels:
+    """The voxels of one structure latent (1, C, R, R, R). Raises EmptyReconstruction when there are none."""
     logits = networks.structure_decoder(latent)  # (1, 1, 4R, 4R, 4R)
     coords = (logits[:, 0] > 0).nonzero()  # item, x, y, z, in that order of significance
     if len(coords) == 0:
@@ -75,10 +74,14 @@ def sample_latents(
     cancelled: Callable[[], bool],
 ) -> SparseTensor:
     """Structured latents of the voxels, (L, 8), in the decoders' units."""
-    noise = _noise((len(voxels), networks.latent_flow.in_channels), generator, networks.device)
+    noise = latent_noise(networks, len(voxels), generator)
     std = sparse_std(voxels.counts)
     feats = sample(velocity, noise, options, std=std, stage="latents", progress=progress, cancelled=cancelled)
-    return SparseTensor(feats * networks.std + networks.mean, voxels)
+    return SparseTensor(in_decoders_units(networks, feats), voxels)
+
+
+def in_decoders_units(networks: Networks, feats: Tensor) -> Tensor:
+    return feats * networks.std + networks.mean
 
 
 def decode_mesh(networks: Networks, latents: SparseTensor) -> FlexiMesh:
@@ -89,6 +92,15 @@ def decode_mesh(networks: Networks, latents: SparseTensor) -> FlexiMesh:
 
 def decode_gaussians(networks: Networks, latents: SparseTensor) -> Gaussians:
     return networks.gaussian_decoder(latents)[0]
+
+
+def structure_noise(networks: Networks, generator: torch.Generator) -> Tensor:  # (1, C, R, R, R)
+    R, C = networks.structure_flow.resolution, networks.structure_flow.in_channels
+    return _noise((1, C, R, R, R), generator, networks.device)
+
+
+def latent_noise(networks: Networks, voxels: int, generator: torch.Generator) -> Tensor:  # (L, C)
+    return _noise((voxels, networks.latent_flow.in_channels), generator, networks.device)
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:

@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         """(..., L, C) to (..., L, 3, H, D)."""
         return self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:  # (P, L, C)
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:  # (P, L, C)
         q, k, v = self.qkv(x).unbind(-3)
         if self.q_rms_norm is not None and self.k_rms_norm is not None:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
@@ -72,7 +72,7 @@ class CrossAttention(nn.Module):
         """(C,): the output for a condition of zeros, whatever the query."""
         return self.to_out(self.to_kv.bias.chunk(2)[1])
 
-    def forward(self, x: Tensor, kv: Tensor, counts: list[int]) -> Tensor:  # (P, L, C)
+    def forward(self, x: Tensor, kv: Tensor, counts: Tensor) -> Tensor:  # (P, L, C)
         q = self.to_q(x).unflatten(-1, (self.heads, -1))
         return self.to_out(attend_to_context(q, kv, counts).flatten(-2))
 
@@ -93,9 +93,9 @@ class FlowBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
 
     def forward(
-        self, x: Tensor, t_emb: Tensor, item: Tensor | None, kv: Tensor, null: Tensor | None, counts: list[int]
+        self, x: Tensor, t_emb: Tensor, item: Tensor | None, kv: Tensor, null: Tensor | None, counts: Tensor
     ) -> Tensor:
-        """x (P, L, C); t_emb (1, C) for all tokens, or (B, C) with item (L,) naming each token's row."""
+        """x (P, L, C); t_emb (1, C) for all tokens, or (B, C) with item (L,) naming each token's row; counts (B,)."""
         modulation = self.adaLN_modulation(t_emb)
         if item is not None:
             modulation = modulation[item]
@@ -124,7 +124,7 @@ class PlainBlock(nn.Module):
         self.mlp = FeedForward(channels, mlp_ratio)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, L, C), (B, T, C')
-        counts = [x.shape[1]]
+        counts = torch.tensor([x.shape[1]])
         x = x + self.self_attn(self.norm1(x), counts)
         x = x + self.cross_attn(self.norm2(x), self.cross_attn.kv(context)[:, None, None], counts)
         return x + self.mlp(self.norm3(x))
@@ -179,7 +179,8 @@ class FlowTransformer(nn.Module):
         t_emb = t_emb.to(x.dtype)
         if t_emb.shape[0] == 1:
             item = None
+        lengths = torch.tensor(counts)  # a tensor: a compiled block then takes any number of items
         for i, block in enumerate(self.blocks):
             null = None if context.null is None else context.null[i]
-            x = self.run_block(block, x, t_emb, item, context.kv[i], null, counts)
+            x = self.run_block(block, x, t_emb, item, context.kv[i], null, lengths)
         return x
