@@ -99,11 +99,12 @@ class FakeSession:
 
 
 class FakeOptimiser:
-    """`warm_s`: how long the constructor takes, like the loading of weights. `load_s`: a checkpoint's."""
+    """`warm_s`: how long the constructor takes, like the loading of weights. `load_s`: a checkpoint's. `gpu_bytes`: the
+    memory of a device that it says it has, half of it in use."""
 
-    def __init__(self, warm_s: float = 0.0, load_s: float = 0.0, **defaults: Any) -> None:
+    def __init__(self, warm_s: float = 0.0, load_s: float = 0.0, gpu_bytes: int = 0, **defaults: Any) -> None:
         time.sleep(warm_s)
-        self.load_s = load_s
+        self.load_s, self.gpu_bytes = load_s, gpu_bytes
         self.defaults = Script(**defaults)
 
     def start(self, views: Path, options: dict, initial: Path | None, *, smaller: bool) -> FakeSession:
@@ -122,7 +123,8 @@ class FakeOptimiser:
         return None
 
     def memory(self) -> dict[str, int]:
-        return {}
+        half = self.gpu_bytes // 2
+        return {"used": half, "free": half, "total": self.gpu_bytes} if half else {}
 
 
 class FakeWriter:

@@ -73,9 +73,10 @@ class Fake(Strict):
     steps: int = 40
     warm_s: float = 0.0
     load_s: float = 0.0
+    gpu_bytes: int = 0
 
     def stage(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"warm_s", "load_s"})
+        return self.model_dump(exclude={"warm_s", "load_s", "gpu_bytes"})
 
 
 class AppArgs(Strict):

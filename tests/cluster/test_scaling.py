@@ -85,7 +85,7 @@ def test_one_to_four_nodes_under_load_and_back_to_none(tmp_path, record_property
 
 def test_a_downscale_costs_a_job_at_most_a_slice(tmp_path):
     """Four replicas are busy, then three jobs end: Serve stops replicas without a look at which of them works."""
-    with service_on(4, tmp_path / "data", eager(1, 4)) as (nodes, service, client):
+    with service_on(4, tmp_path / "data", eager(1, 4)) as (_, service, client):
         short = submit(service, client, tmp_path, 3, 25)
         long = submit(service, client, tmp_path, 1, 75)
         until(lambda: len(replicas(service)) == 4, 90, "four replicas for four jobs")
