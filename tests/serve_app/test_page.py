@@ -116,6 +116,7 @@ async def test_from_pictures_to_a_mesh_that_turns_and_files(site: Site, tmp_path
         assert word in detail
     await until(page, "document.querySelector('#picture').naturalWidth > 0")  # the preview
     await over(page, "succeeded")
+    assert (await page.inner_text("#status")).startswith("nvdiffrec, because ")
     await page.wait_for_selector("#viewer[data-drawn=yes]:visible")
     assert await page.locator("#facts dt").first.inner_text() == "faces"
     for name in ("mesh.glb", "mesh.obj", "mesh.ply", "report.json", "thumbnail.png"):
