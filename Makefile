@@ -23,6 +23,11 @@ tests/export/node_modules/.stamp: tests/export/package-lock.json
 	  $(SUDO) apt-get install -yq --no-install-recommends chromium) || echo "no Chromium: the web page's tests are skipped"
 	mkdir -p .venv && touch $@
 
+postgresql: # best effort: without it the tests on PostgreSQL are skipped and say so
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || \
+	 ($(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends postgresql) || \
+	 echo 'PostgreSQL could not be installed: the tests on it are skipped'
+
 setup: .venv/.stamp ## a virtual environment with everything that running viewmesh needs
 
 demo: setup ## a sample capture, the service, a reconstruction over HTTP, a picture of it
@@ -33,7 +38,7 @@ lint: setup ## ruff, ruff format, pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup tests/export/node_modules/.stamp .venv/.browser ## what CI runs: under 12 minutes on 2 cores
+test: setup postgresql tests/export/node_modules/.stamp .venv/.browser ## what CI runs: under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not scale'
 
 test-slow: setup ## the long tests
@@ -41,6 +46,10 @@ test-slow: setup ## the long tests
 
 test-faults: setup ## kill, redeploy and restart the service
 	$(BIN)/python -m pytest -m slow tests/serve_app --timeout 1800
+
+test-stores: setup postgresql ## the service on a real Ray, and its faults, on PostgreSQL and S3
+	$(BIN)/python -m pytest tests/serve_app/test_on_ray.py tests/serve_app/test_postgres_on_ray.py \
+	  tests/serve_app/test_faults.py tests/serve_app/test_lease.py --stores cloud --timeout 1800
 
 test-scale: setup ## nodes that come and go, edits while jobs run: 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m scale tests/cluster --timeout 1800
@@ -57,4 +66,4 @@ bench: setup ## the figures of the README on the sample capture
 	$(BIN)/python bench/reconstruct.py out/sample --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
 	$(BIN)/python bench/raster.py
 
-.PHONY: help setup demo lint test test-slow test-faults test-scale soak test-gpu bench
+.PHONY: help setup demo lint test test-slow test-faults test-stores test-scale postgresql soak test-gpu bench
