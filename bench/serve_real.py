@@ -3,9 +3,9 @@
 python bench/serve_real.py [CAPTURE] [--share 0.1] [--runs 1]
 
 Both work on six canonical views, the sample's by default, with the same options and the same engine. --share: of the
-preset's steps, so that a run takes a fraction of its two minutes; everything else is the preset's. The library's time is
-that of the call in a process whose imports are done and whose kernels are built, as the service's replica is; the whole
-command is shown beside it. The service does one job before those that are timed.
+preset's steps, so that a run takes a fraction of its two minutes; everything else is the preset's. The library's time
+is that of the call in a process whose imports are done and whose kernels are built, as the service's replica is; the
+whole command is shown beside it. The service does one job before those that are timed.
 """
 
 import argparse
