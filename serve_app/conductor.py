@@ -6,6 +6,7 @@ stands by, and takes over when the first has ended.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -90,7 +91,8 @@ class Conductor:
     def _abandon(self) -> None:
         """The lease is lost: another Conductor repeats what runs here. In a thread, the loop may be stuck."""
         for job_id in list(self.calls.running):
-            self.loop.call_soon_threadsafe(self.calls.stop, job_id)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the calls with it
+                self.loop.call_soon_threadsafe(self.calls.stop, job_id)
         if ray.is_initialized():  # else the graph is in somebody else's process, who asks check_health
             threading.Event().wait(FAREWELL_S)
             os._exit(1)

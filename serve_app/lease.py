@@ -26,6 +26,7 @@ from serve_app.database import engine_of, leases, seconds_now
 log = logging.getLogger("ray.serve")
 
 LEASE_S = 10.0
+LEASE_ON_SQLITE_S = 20.0  # a renewal may wait for other writers; who follows a dead process need not wait at all
 MARGIN_S = 2.0  # so much earlier than others may take over, its holder stops
 RENEW_S = 2.0
 ROLE = "conductor"
@@ -69,13 +70,14 @@ class Lease:
         self,
         url: str,
         *,
-        lease_s: float = LEASE_S,
+        lease_s: float | None = None,
         margin_s: float = MARGIN_S,
         renew_s: float = RENEW_S,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine_of(url, pool_size=1, patience_s=renew_s)
-        self.lease_s, self.margin_s, self.renew_s = lease_s, margin_s, renew_s
+        usual = LEASE_ON_SQLITE_S if self.engine.dialect.name == "sqlite" else LEASE_S
+        self.lease_s, self.margin_s, self.renew_s = lease_s or usual, margin_s, renew_s
         self.on_lost = on_lost
         self.process = Process.me()
         self.holder = f"{socket.gethostname()}:{os.getpid()}"
