@@ -192,7 +192,7 @@ function told(id, kind, data) {
   if (current !== id) return;
   if (kind === "progress") progress(data);
   else if (kind === "preview") show($("picture"), data.url, "the mesh after " + data.step + " steps");
-  else if (kind === "state") { state(data.state); list(); }
+  else if (kind === "state") { if (data.state === "running") state(data.state); list(); } // an end is told by done
   else if (kind === "done") { refresh(id); list(); }
 }
 
