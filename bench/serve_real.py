@@ -117,19 +117,24 @@ def build(args: dict) -> Any:
 
 
 def shortened_engine(device: str, share: float) -> Any:
-    from deployments.adapters import nvdiffrec as adapter
+    shorten(share)
+    from deployments.adapters.nvdiffrec import NvdiffrecOptimiser
 
-    adapter.preset = shortened(adapter.preset, share)
-    return adapter.NvdiffrecOptimiser(device)
+    return NvdiffrecOptimiser(device)
 
 
-def shortened(preset: Any, share: float) -> Any:
+def shorten(share: float) -> None:
+    """Before anything imports the presets."""
+    from viewmesh.nvdiffrec import presets
+
+    preset = presets.preset
+
     def made(*args: Any, **kwargs: Any) -> Any:
         whole = preset(*args, **kwargs)
         shape, texture = round(whole.shape_steps * share), round(whole.texture_steps * share)
         return dataclasses.replace(whole, shape_steps=max(1, shape), texture_steps=max(1, texture))
 
-    return made
+    presets.preset = made
 
 
 # --- the library -----------------------------------------------------------------------------------------------------
@@ -145,10 +150,10 @@ def over_the_command(views: Path, out: Path) -> dict[str, Any]:
 
 
 def library(views: Path, out: Path) -> None:
+    shorten(float(os.environ[SHARE]))
     from deployments.adapters.nvdiffrec import warm_up
     from viewmesh import reconstruct
 
-    reconstruct.preset = shortened(reconstruct.preset, float(os.environ[SHARE]))
     began = time.monotonic()
     warm_up(reconstruct.best_device())
     warm = time.monotonic() - began
