@@ -42,7 +42,9 @@ class RayService:
         env: dict[str, str] | None = None,
         address: str = "local",
     ) -> None:
-        self.data, self.env, self.address = data, env or {}, address
+        # HAProxy's own two ports are fixed: a second service on this machine would not start.
+        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
+        self.data, self.env, self.address = data, {**ports, **(env or {})}, address
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
