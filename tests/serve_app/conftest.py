@@ -18,6 +18,7 @@ from stores import Stores, postgres, s3, stores_of
 from deployments.fakes import fake_view
 from serve_app.router import Service
 from serve_app.settings import AppArgs, RouterConfig
+from serve_app.testing import RayService
 
 
 class Running:
@@ -104,6 +105,24 @@ def s3_bucket() -> Iterator[str]:
 def stores(request: pytest.FixtureRequest) -> Stores:
     """SQLite and a folder; PostgreSQL and S3."""
     return stores_of(request.param, request)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stores", choices=["local", "cloud"], default="local", help="Where a service on a real Ray keeps its jobs."
+    )
+
+
+@pytest.fixture(scope="module")
+def ray_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
+    """The service on a real Ray, on the stores that the command line names."""
+    given = stores_of(request.config.getoption("--stores", "local"), request).args
+
+    def change(config: dict[str, Any]) -> None:
+        config["applications"][0]["args"].update(given)
+
+    with RayService(tmp_path_factory.mktemp("service"), change) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

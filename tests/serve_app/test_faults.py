@@ -9,15 +9,14 @@ import time
 
 import pytest
 
-from serve_app.testing import RayService, deployment
+from serve_app.testing import deployment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with RayService(tmp_path_factory.mktemp("faults")) as running:
-        yield running
+def service(ray_service):
+    return ray_service
 
 
 @pytest.fixture
@@ -49,7 +48,9 @@ def test_the_conductor_dies(service, client, tmp_path):
     killed = time.monotonic()
     service.kill("Conductor")
     service.await_step(client, job_id, client.get(job_id).step + 1)
-    assert time.monotonic() - killed <= 20
+    resumed = time.monotonic() - killed
+    print(f"resumed {resumed:.1f} s after the Conductor was killed")  # noqa: T201
+    assert resumed <= 20
     service.assert_whole(client, job_id, follower.all())
     service.assert_whole(client, queued)
 

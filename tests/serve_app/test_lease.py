@@ -192,6 +192,7 @@ class Conductor:
         self.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.parametrize("args", [pytest.param("local", marks=pytest.mark.slow), "cloud"], indirect=True)
 async def test_a_paused_conductor_is_replaced_and_ends_itself(args, tmp_path):
     first = Conductor(args, tmp_path / "first")
     processes = [first]

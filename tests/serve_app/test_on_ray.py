@@ -10,15 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.fakes import fake_view
-from serve_app.testing import RayService
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with RayService(tmp_path_factory.mktemp("service")) as running:
-        yield running
+def service(ray_service):
+    return ray_service
 
 
 @pytest.fixture
@@ -114,14 +112,19 @@ def test_a_caller_cannot_set_the_time_limit_of_serve(service):
     assert answer.headers["preference-applied"] == "wait=2"
 
 
-def test_replicas_log_json(service):
+def test_replicas_log_json_with_the_ids_of_job_and_request(service, client, tmp_path):
+    job_id = service.submit(client, tmp_path, optimise_s=0.1)
+    service.assert_whole(client, job_id)
     session = next(
         part.split("=", 1)[1]
         for _, name in service.processes()
         for part in name.split()
         if part.startswith("--session_dir=")
     )
-    (file,) = Path(session).glob("logs/serve/replica_viewmesh_Conductor_*.log")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert lines
-    assert {line["deployment"] for line in lines if "deployment" in line} == {"viewmesh_Conductor"}
+    for deployment, message in {"Conductor": "export done in", "Exporter": "a call of export: done"}.items():
+        (file,) = Path(session).glob(f"logs/serve/replica_viewmesh_{deployment}_*.log")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert {line["deployment"] for line in lines if "deployment" in line} == {f"viewmesh_{deployment}"}
+        told = [line for line in lines if line.get("reconstruction_id") == job_id]
+        assert any(line["message"].startswith(message) for line in told)
+        assert deployment == "Conductor" or all(line["request_id"] for line in told)
