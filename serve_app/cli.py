@@ -241,6 +241,7 @@ def start(
         **({} if _gpus() else {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}),  # one worker at a time computes
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         **ingress.environment(),
+        **ingress.own_ports(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **os.environ,
         **(env or {}),

@@ -5,6 +5,8 @@
 
 import importlib.util
 import os
+import random
+import socket
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +37,26 @@ def environment() -> dict[str, str]:
         # A series for each of its own timings, on every address of the machine.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     }
+
+
+def own_ports() -> dict[str, str]:
+    """Ports for what Serve listens on beside the service's own port, so that two services on one machine keep apart:
+    with Serve's fixed ones, one's HAProxy would hand requests to the other's fallback."""
+    routers = 20000 + 100 * random.randrange(100)
+    return {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(routers),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(routers + 99),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class WithoutServeHeaders:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,13 +18,8 @@ import yaml
 from deployments.fakes import fake_view
 from serve_app import cli
 from serve_app.client import Client, Event
+from serve_app.ingress import free_port
 from viewmesh.options import Options
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def deployment(config: dict, name: str) -> dict:
@@ -42,9 +36,7 @@ class RayService:
         env: dict[str, str] | None = None,
         address: str = "local",
     ) -> None:
-        # HAProxy's own two ports are fixed: a second service on this machine would not start.
-        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
-        self.data, self.env, self.address = data, {**ports, **(env or {})}, address
+        self.data, self.env, self.address = data, env or {}, address
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.testing import free_port
+from serve_app.ingress import free_port
 
 BUCKET = "viewmesh-test"
 
