@@ -8,8 +8,8 @@ A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (
 so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Efficiency is the rate per
 replica over that of one replica. All waves go through one service whose number of replicas is edited between them
 (`serve deploy`), the largest first. GPU use is nvidia-smi's, over the time in which the models ran. Before the first
-wave each replica has started a job that was then cancelled. Last, with replicas following the queue from one to all:
-the time from the first queued job to each new replica.
+wave each replica has done a job of the preset preview. Last, with replicas following the queue from one to all: the
+time from the first queued job to each new replica.
 """
 
 import argparse
@@ -112,13 +112,12 @@ class Bench:
             time.sleep(0.3)
 
     def warm(self, count: int) -> None:
-        """Each replica starts a job, so that no wave pays for what happens once per process."""
-        ids = [self.submit() for _ in range(count)]
-        for job_id in ids:
-            self.await_stage(job_id)
-        time.sleep(self.given.warm)
-        self.cancel(ids)
-        time.sleep(2.5)
+        """Each process does a short job, so that no wave pays for what happens once."""
+        preset, self.given.preset = self.given.preset, "preview"
+        jobs, self.given.jobs = self.given.jobs, 1
+        wave = self.wave(count)
+        self.given.preset, self.given.jobs = preset, jobs
+        print(f"warm after {wave.wall_s:.0f} s: a preview on each of {count}", flush=True)
 
     def cancel(self, ids: list[str]) -> None:
         for job_id in ids:
@@ -199,6 +198,7 @@ def adapt(given: argparse.Namespace, most: int):
             deployment(config, "Nvdiffrec")["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0.2}
         for name in ("Preprocessor", "Exporter"):
             scaled(config, name, most, most)
+            deployment(config, name)["max_ongoing_requests"] = 1  # one job each: all of them are warm after the first
             if not given.gpus:
                 deployment(config, name)["ray_actor_options"] = {"num_cpus": 0.1}
         scaled(config, WORKER[given.model], most, most)
@@ -231,7 +231,6 @@ def main() -> None:
     parser.add_argument("--preset", default="standard")
     parser.add_argument("--weights", type=Path, help="folder of the TRELLIS checkpoint")
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
-    parser.add_argument("--warm", type=float, default=8.0, help="seconds of work before the first wave")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves waves between the largest and 1 out")

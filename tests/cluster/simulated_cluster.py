@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.client import Client
+from serve_app.ingress import free_port
 from serve_app.testing import RayService, deployment
 
 MIB = 2**20
@@ -25,6 +26,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 2, "num_gpus": 0, "resources": {"head": 1}, "object_store_memory": 150 * MIB}
+        head |= {"include_dashboard": True, "dashboard_port": free_port()}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.gpu: list[Any] = []
         for _ in range(count):
