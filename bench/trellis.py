@@ -312,7 +312,8 @@ def main() -> None:
         print(f"\n--- {'compiled' if compiled else 'eager'}")
         if compiled:
             start = time.perf_counter()
-            parts = ", ".join(f"{k} {v:.2f}" for k, v in model.warm().items())
+            more = {"batches": max(arguments.batch) > 1} if isinstance(model, Trellis) else {}
+            parts = ", ".join(f"{k} {v:.2f}" for k, v in model.warm(**more).items())
             print(f"warm {time.perf_counter() - start:.2f} s ({parts})", flush=True)
         for n in arguments.views:
             table = Table(device, arguments.repeat)
