@@ -5,29 +5,39 @@
 
 CAPTURE: a folder with transforms_train.json and transforms_test.json. MESH: its ground truth, .ply with vertex colours
 or .obj with a texture. `register` moves the mesh by random similarities (any rotation, scale 0.7 to 1.4, offset 0.2)
-and finds it again. `refine` spoils the mesh (smoothed, noise of 5 % of its longest side, wrong colours), refines it, and
-measures it against the test views and the truth; then it tries to refine the true mesh. One JSON row each.
+and finds it again. `refine` spoils the mesh (noise of 5 % of its longest side, smoothed, colours wrong), moves it,
+registers and refines it, and measures it against the test views and the truth; then the same with the true mesh,
+simplified. One JSON row each.
 """
 
 import argparse
 import json
 import math
+import shutil
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import trimesh
-from PIL import Image
 from torch import Tensor
 
+from viewmesh import refine
+from viewmesh.export.metrics import chamfer
+from viewmesh.export.report import measure
+from viewmesh.export.result import to_cpu
 from viewmesh.geometry.camera import similarity_scale
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
+from viewmesh.geometry.simplify import simplify
+from viewmesh.nvdiffrec import fit
+from viewmesh.nvdiffrec.presets import preset_for
 from viewmesh.nvdiffrec.register import register
-from viewmesh.nvdiffrec.register_search import angle_between, super_fibonacci
-from viewmesh.options import ViewRules
+from viewmesh.nvdiffrec.register_search import angle_between, rotation_matrices
+from viewmesh.options import Options, ViewRules
 from viewmesh.reconstruct import best_device
 from viewmesh.views.load import load_views
 from viewmesh.views.viewset import ViewSet
@@ -49,15 +59,18 @@ def main() -> None:
         views = replace(views, depths=None)
     truth = load_truth(args.mesh).transformed(torch.linalg.inv(views.world_from_scene))
     if args.no_color:
-        truth = truth.mesh if isinstance(truth, TexturedMesh) else truth
         truth = Mesh(truth.vertices, truth.faces)
     named = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     row = {"what": args.what, "capture": args.capture.name, "device": named, "views": len(views)}
     row |= {"depth": views.depths is not None, "color": not args.no_color}
-    print(json.dumps(row | {"register": registrations}[args.what](truth, views, args)), flush=True)
+    if args.what == "register":
+        print(json.dumps(row | registrations(truth, views, args)), flush=True)
+        return
+    for name, mesh in (("spoiled", spoiled(truth)), ("true", light(truth))):
+        print(json.dumps(row | {"start": name} | refinement(mesh, truth, views, args)), flush=True)
 
 
-def registrations(truth: Mesh | TexturedMesh, views: ViewSet, args: argparse.Namespace) -> dict:
+def registrations(truth: Mesh, views: ViewSet, args: argparse.Namespace) -> dict:
     rows = []
     for trial in range(args.trials):
         generator = torch.Generator().manual_seed(trial)
@@ -69,8 +82,11 @@ def registrations(truth: Mesh | TexturedMesh, views: ViewSet, args: argparse.Nam
         scale = float(similarity_scale(left))
         angle = math.degrees(float(angle_between(left[:3, :3] / scale, torch.eye(3, dtype=torch.float64))))
         rows.append((angle, abs(scale - 1), float(left[:3, 3].norm()), seconds, found))
-        print(f"  {trial:2d} {angle:7.2f}° scale {scale - 1:+.4f} shift {rows[-1][2]:.4f} iou {found.silhouette_iou:.3f} color "
-              f"{found.color_correlation} {seconds:.1f} s", flush=True)  # fmt: skip
+        print(
+            f"  {trial:2d} {angle:7.2f}° scale {scale - 1:+.4f} shift {rows[-1][2]:.4f} "
+            f"iou {found.silhouette_iou:.3f} color {found.color_correlation or 0:.3f} {seconds:.1f} s",
+            flush=True,
+        )
     good = [r for r in rows if r[0] < 2 and r[1] < 0.02]
     return {
         "trials": len(rows),
@@ -85,8 +101,6 @@ def registrations(truth: Mesh | TexturedMesh, views: ViewSet, args: argparse.Nam
 def random_similarity(generator: torch.Generator) -> Tensor:
     """(4, 4) float64: any rotation, scale 0.7 to 1.4, offset 0.2 in any direction."""
     q = torch.nn.functional.normalize(torch.randn(4, generator=generator, dtype=torch.float64), dim=0)
-    from viewmesh.nvdiffrec.register_search import rotation_matrices
-
     scale = math.exp(math.log(0.7) + math.log(2) * float(torch.rand((), generator=generator)))
     m = torch.eye(4, dtype=torch.float64)
     m[:3, :3] = scale * rotation_matrices(q)
@@ -94,12 +108,90 @@ def random_similarity(generator: torch.Generator) -> Tensor:
     return m
 
 
-def load_truth(path: Path) -> Mesh | TexturedMesh:
-    loaded = trimesh.load(path, process=False, force="mesh")
-    colors = np.asarray(loaded.visual.vertex_colors)[:, :3] / 255
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    return Mesh(torch.tensor(np.asarray(loaded.vertices)).float(), torch.tensor(np.asarray(loaded.faces)).long(),
-                torch.tensor(linear).float())  # fmt: skip
+def refinement(mesh: Mesh, truth: Mesh, views: ViewSet, args: argparse.Namespace) -> dict:
+    """Registers and refines a mesh moved at random; PSNR and IoU against the test views, Chamfer distance to the truth
+    in percent of its longest side."""
+    options, generator = Options(model="trellis", refine=True, preset=args.preset), torch.Generator().manual_seed(7)
+    tests = test_views(args.capture, views)
+    moved = mesh.transformed(random_similarity(generator))
+    numbers = preset_for(options, views, torch.device(args.device))
+    began = time.monotonic()
+    state = refine.start(moved, views, options, numbers, device=args.device)
+    registered = time.monotonic()
+    state, _ = fit.advance(state)
+    result = refine.finish(state, views)
+    ended = time.monotonic()
+    assert state.initial is not None
+    given = [state.initial, replace(state.initial, environment=result.mesh.environment)]
+    before = max((measured(one, tests, truth) for one in given), key=lambda figures: figures["test_psnr_db"])
+    return {
+        "preset": args.preset, "kept": result.facts["kept"], "before": before,
+        "after": measured(result.mesh, tests, truth), "register_s": round(registered - began, 1),
+        "fit_s": round(ended - registered, 1),
+        "views": {name: result.facts.get(name) for name in ("before", "after")},
+    }  # fmt: skip
+
+
+def measured(mesh: TexturedMesh, tests: ViewSet, truth: Mesh) -> dict[str, float]:
+    found = measure(mesh, tests)
+    assert found is not None
+    side = float((truth.vertices.amax(0) - truth.vertices.amin(0)).max())
+    distance = 100 * chamfer(to_cpu(mesh).mesh, truth, 50_000) / side
+    return {
+        "test_psnr_db": round(found.psnr_db, 2),
+        "test_iou": round(found.mask_iou or 0.0, 4),
+        "chamfer_pct": round(distance, 3),
+    }
+
+
+def test_views(capture: Path, views: ViewSet) -> ViewSet:
+    """The views of transforms_test.json, in the scene frame of the training views."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(capture / "test", Path(folder) / "test")
+        listing = json.loads((capture / "transforms_test.json").read_text())
+        for frame in listing["frames"]:
+            frame.pop("depth_path", None)
+        (Path(folder) / "cameras.json").write_text(json.dumps(listing))
+        found = load_views(Path(folder), ViewRules())
+    return found.moved(torch.linalg.inv(views.world_from_scene) @ found.world_from_scene)
+
+
+def light(truth: Mesh) -> Mesh:
+    return simplify(truth, 12_000)
+
+
+def spoiled(truth: Mesh) -> Mesh:
+    """Noise of 5 % of the longest side at every vertex, 10 rounds of smoothing, the colours' channels turned and half
+    grey."""
+    mesh, generator = light(truth), torch.Generator().manual_seed(3)
+    side = float((truth.vertices.amax(0) - truth.vertices.amin(0)).max())
+    vertices = mesh.vertices + 0.05 * side * torch.randn(mesh.vertices.shape, generator=generator)
+    edges = torch.unique(mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).sort(-1).values, dim=0)
+    degree = torch.bincount(edges.reshape(-1), minlength=len(vertices)).clamp(min=1)[:, None]
+    for _ in range(10):
+        total = torch.zeros_like(vertices).index_add(0, edges[:, 0], vertices[edges[:, 1]])
+        vertices = total.index_add(0, edges[:, 1], vertices[edges[:, 0]]) / degree
+    colors = torch.full_like(vertices, 0.4)
+    if mesh.vertex_colors is not None:
+        colors = 0.5 * mesh.vertex_colors.roll(1, -1) + 0.25
+    return Mesh(vertices, mesh.faces, colors)
+
+
+def load_truth(path: Path) -> Mesh:
+    """A welded mesh with linear vertex colours; those of a textured .obj are looked up at its UVs."""
+    loaded: Any = trimesh.load(path, process=False, force="mesh")
+    if loaded.visual.kind == "texture":
+        image = np.asarray(loaded.visual.material.image.convert("RGB"))
+        uv = np.asarray(loaded.visual.uv)
+        column = (uv[:, 0] % 1 * image.shape[1]).astype(int).clip(0, image.shape[1] - 1)
+        row = ((1 - uv[:, 1] % 1) * image.shape[0]).astype(int).clip(0, image.shape[0] - 1)
+        srgb = image[row, column] / 255
+    else:
+        srgb = np.asarray(loaded.visual.vertex_colors)[:, :3] / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    vertices, first, welded = np.unique(np.asarray(loaded.vertices), axis=0, return_index=True, return_inverse=True)
+    faces = torch.tensor(welded.reshape(-1)[np.asarray(loaded.faces)]).long()
+    return Mesh(torch.tensor(vertices).float(), faces, torch.tensor(linear[first]).float())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from viewmesh.progress import Progress
 
 Cancelled = Callable[[], bool]
+POSED = "posed.safetensors"
 
 
 class Preparer(Protocol):
@@ -41,8 +42,10 @@ class Session(Protocol):
         """Writes a small PNG of the state, if it can do so cheaply; says whether it did."""
         ...
 
-    def finish(self, out: Path, progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
-        """Writes the result to `out`; returns facts about it."""
+    def finish(
+        self, out: Path, progress: Progress, cancelled: Cancelled, initial: Path | None = None
+    ) -> dict[str, Any]:
+        """Writes the result to `out`; returns facts about it. initial: as it was given to `start`."""
         ...
 
 
@@ -75,7 +78,8 @@ class Generator(Protocol):
     def generate(
         self, views: Path, options: dict[str, Any], out: Path, progress: Progress, cancelled: Cancelled
     ) -> dict[str, Any]:
-        """Writes the textured mesh to `out`; returns facts about it."""
+        """Writes the textured mesh to `out`; returns facts about it. Where it is to be refined and the views had no
+        cameras, what is known of them now is written beside it, as POSED."""
         ...
 
     def release(self) -> None:

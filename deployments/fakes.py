@@ -92,7 +92,7 @@ class FakeSession:
         out.write_bytes(tiny_png())
         return True
 
-    def finish(self, out: Path, progress: Any, cancelled: Any) -> dict[str, Any]:
+    def finish(self, out: Path, progress: Any, cancelled: Any, initial: Path | None = None) -> dict[str, Any]:
         _work(self.script, "finish", self.script.finish_s, 4, progress, cancelled)
         out.write_text(self.script.model_dump_json())
         return {"psnr": 30.0}

@@ -127,7 +127,8 @@ class Nvdiffrec:
         try:
             session, resumed = self._session(call, workdir)
             out = workdir / "result.safetensors"
-            facts = session.finish(out, progress, cancelled)
+            given = {"initial": self._initial(call, workdir)} if call.get("initial") else {}
+            facts = session.finish(out, progress, cancelled, **given)
             ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
             self.warm.pop(call["job_id"], None)
             return {"result": ref.json(), "facts": facts, "resumed": resumed, "seconds": time.monotonic() - started}
@@ -146,8 +147,10 @@ class Nvdiffrec:
         if checkpoint is not None:
             saved = self.store.fetch(checkpoint, workdir, "saved")
             return self.engine.load(views, call["options"], saved, smaller=smaller), True
-        initial = self.store.fetch(call["initial"], workdir, "initial") if call.get("initial") else None
-        return self.engine.start(views, call["options"], initial, smaller=smaller), False
+        return self.engine.start(views, call["options"], self._initial(call, workdir), smaller=smaller), False
+
+    def _initial(self, call: dict[str, Any], workdir: Path) -> Path | None:
+        return self.store.fetch(call["initial"], workdir, "initial") if call.get("initial") else None
 
     def _keep(self, job_id: str, sha256: str, session: Session) -> None:
         self.warm[job_id] = (sha256, session)

@@ -18,7 +18,7 @@ from typing import Any
 from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
-from deployments.engines import Generator, make
+from deployments.engines import POSED, Generator, make
 from deployments.messages import Message
 from deployments.metrics import DeviceMetrics, StageMetrics
 from deployments.running import Unhealthy, Worker, out_of_device_memory
@@ -87,7 +87,11 @@ class Trellis:
                 facts = self.engine.generate(views, call["options"], out, progress, cancelled)
             ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
             self.device.record(self.engine.memory())
-            return {"result": ref.json(), "facts": facts, "seconds": time.monotonic() - started}
+            done = {"result": ref.json(), "facts": facts, "seconds": time.monotonic() - started}
+            if (posed := workdir / POSED).exists():
+                again = self.store.put(posed, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
+                done["views"] = again.json()
+            return done
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
 

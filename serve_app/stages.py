@@ -111,12 +111,15 @@ class Calls:
                 await self._database(self.store.preview, job["id"], made["step"], made["preview"])
         return made
 
-    async def finish(self, job: Json, views: Json, checkpoint: Json, smaller: bool) -> Json:
+    async def finish(
+        self, job: Json, views: Json, checkpoint: Json, smaller: bool, initial: Json | None = None
+    ) -> Json:
         call = {
             "job_id": job["id"],
             "options": job["options"],
             "views": views,
             "checkpoint": checkpoint,
+            "initial": initial,
             "smaller": smaller,
         }
         return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)

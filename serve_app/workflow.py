@@ -23,7 +23,9 @@ class Stages(Protocol):
     async def slice(
         self, job: Json, views: Json, checkpoint: Json | None, initial: Json | None, smaller: bool
     ) -> Json: ...
-    async def finish(self, job: Json, views: Json, checkpoint: Json, smaller: bool) -> Json: ...
+    async def finish(
+        self, job: Json, views: Json, checkpoint: Json, smaller: bool, initial: Json | None = None
+    ) -> Json: ...
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json: ...
     async def succeed(self, job: Json, done: Json) -> Json: ...
     async def fail(self, job_id: str, error: Json) -> Json: ...
@@ -47,6 +49,7 @@ async def reconstruct(step: Step, stages: Stages, job_id: str) -> None:
         else:
             generated = _or_fail(await step("generate", stages.generate, job, views))
             result, more = generated["result"], generated["facts"]
+            views = generated.get("views", views)  # a model may have found cameras
             if job["options"].get("refine"):
                 result, refined = await _optimise(step, stages, job, views, result)
                 more = {**more, **refined}
@@ -79,7 +82,7 @@ async def _optimise(step: Step, stages: Stages, job: Json, views: Json, initial:
         checkpoint, smaller = made["checkpoint"], made["smaller"]
         if made["done"]:
             break
-    finished = _or_fail(await step("finish", stages.finish, job, views, checkpoint, smaller))
+    finished = _or_fail(await step("finish", stages.finish, job, views, checkpoint, smaller, initial))
     await stages.drop_checkpoint(job, checkpoint)
     return finished["result"], finished["facts"]
 

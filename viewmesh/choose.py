@@ -5,7 +5,7 @@ from typing import Literal
 
 from viewmesh.errors import MissingModel
 
-CameraSource = Literal["file", "canonical6", "sfm"]  # as in viewmesh.views.viewset, without importing torch
+CameraSource = Literal["file", "canonical6", "sfm", "vggt"]  # as in viewmesh.views.viewset, without importing torch
 
 ENOUGH_VIEWS = 8  # for structure from motion, and for an optimiser that sees nothing but the views
 

@@ -140,6 +140,9 @@ def reconstruct(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)],
     model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Optimise a generative model's mesh against the views.")
+    ] = False,
     preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
     seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
     target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
@@ -161,7 +164,8 @@ def reconstruct(
 ) -> None:
     """Reconstruct a textured mesh from a folder or zip of views."""
     given = {
-        "model": model, "preset": preset, "seed": seed, "target_faces": target_faces, "texture_size": texture_size,
+        "model": model, "refine": refine, "preset": preset, "seed": seed,
+        "target_faces": target_faces, "texture_size": texture_size,
         "formats": tuple(formats.split(",")), "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
         "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
     }  # fmt: skip

@@ -69,15 +69,11 @@ class Options(BaseModel):
                 f"The format {GAUSSIAN_PLY} is not one that nvdiffrec can make: it has no Gaussians.",
                 hint="Use the model trellis or reconviagen, or leave the format out.",
             )
-        if model != "nvdiffrec" and self.refine:
-            raise OptionError(
-                f"refine is not available for {model} in this version.", hint="Leave it out, or use model nvdiffrec."
-            )
         return self.model_copy(update={"model": model})
 
     @property
     def view_rules(self) -> ViewRules:
-        """How views are read for the model: a generative one needs no cameras, so none are looked for."""
+        """How views are read for the model: a generative one needs cameras only to refine its mesh."""
         if self.model in ("auto", "nvdiffrec") or self.refine:
             return self.views
         return self.views.model_copy(update={"cameras": "none", "rig": None})

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +19,13 @@ from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
 from viewmesh.generate import Made, generate, load_model
 from viewmesh.nvdiffrec import fit
-from viewmesh.nvdiffrec.presets import preset
+from viewmesh.nvdiffrec.presets import preset_for
 from viewmesh.options import Options
 from viewmesh.progress import Progress, check, never, silent
+from viewmesh.refine import Refined, finish, read_views, with_cameras
+from viewmesh.refine import start as start_refining
 from viewmesh.views.archive import load_viewset, save_viewset
-from viewmesh.views.load import load_views, survey
+from viewmesh.views.load import survey
 from viewmesh.views.viewset import ViewSet
 from viewmesh.weights.ready import DOWNLOADED, GENERATIVE, Places, licence_notes, readiness, revision, vram_bytes
 
@@ -59,6 +61,10 @@ class Checkpoint:
     @property
     def fit(self) -> Path:
         return self.folder / "fit.safetensors"
+
+    @property
+    def choice(self) -> Path:
+        return self.folder / "choice.json"
 
     @property
     def options(self) -> Path:
@@ -123,6 +129,14 @@ def reconstruct(
             model = load_model(choice.model, device, weights)
         with watch.stage("generate"):
             made = generate(model, views, options, **asked)
+    refined = None
+    if options.refine and choice.model != "nvdiffrec":
+        with watch.stage("refine"):
+            views = with_cameras(model, views)
+            del model  # its memory is the optimiser's now
+            refined = refine(made, views, options, checkpoint, device=device, **asked)
+            views = refined.views
+            made = replace(made, mesh=refined.mesh, gaussians=refined.gaussians)
     result = Reconstruction(
         mesh=made.mesh,
         views=views,
@@ -134,9 +148,10 @@ def reconstruct(
         device=str(device),
         weights_revision=revision(choice.model, weights),
         licence_notes=licence_notes(choice.model),
-        warnings=(*views.warnings, *made.warnings),
+        warnings=(*views.warnings, *made.warnings, *(refined.warnings if refined else ())),
         gaussians=made.gaussians,
         chosen_because=choice.because,
+        refinement=refined.facts if refined else None,
     )
     files = export(result, folder, options.formats, progress=progress)
     checkpoint.clear()
@@ -171,8 +186,7 @@ def prepare(
     when it has them already. Raises OptionError or MissingModel before any work if the model cannot run here."""
     if checkpoint.views.exists():
         views = load_viewset(checkpoint.views)
-        resumed = Choice("nvdiffrec" if views.cameras is not None else "trellis", "as before the run was stopped")
-        return views, resumed if options.model == "auto" else Choice(options.model)
+        return views, Choice(**json.loads(checkpoint.choice.read_text()))
     choice = chosen_model(source, options, device, weights)
     options.for_model(choice.model)
     try:
@@ -187,6 +201,7 @@ def prepare(
             raise
         choice = after_no_poses(str(error))
         views = read(source, options, choice, progress, cancelled)
+    checkpoint.choice.write_text(json.dumps(vars(choice)))
     unfinished = checkpoint.views.with_suffix(".part")
     save_viewset(views, unfinished)
     unfinished.replace(checkpoint.views)
@@ -214,7 +229,7 @@ def can_generate(device: torch.device, weights: Places) -> bool:
 
 
 def read(source: Path, options: Options, choice: Choice, progress: Progress, cancelled: Callable[[], bool]) -> ViewSet:
-    return load_views(source, options.for_model(choice.model).view_rules, progress=progress, cancelled=cancelled)
+    return read_views(source, options.for_model(choice.model), progress=progress, cancelled=cancelled)
 
 
 def optimise(
@@ -230,11 +245,34 @@ def optimise(
     if checkpoint.fit.exists():
         state = fit.load(checkpoint.fit, views, device=device)
     else:
-        numbers = preset(
-            options.preset, device, target_faces=options.target_faces, texture_size=options.texture_size,
-            refine_cameras=views.camera_source == "sfm",
+        generator = torch.Generator().manual_seed(options.seed)
+        state = fit.start(views, preset_for(options, views, device), generator, device=device)
+    return fit.finish(advanced(state, checkpoint, progress, cancelled))
+
+
+def refine(
+    made: Made,
+    views: ViewSet,
+    options: Options,
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> Refined:
+    """A generated mesh registered with the views and fitted to them; as it came where that is not possible."""
+    if checkpoint.fit.exists():
+        state = fit.load(checkpoint.fit, views, device=device)
+    else:
+        numbers = preset_for(options, views, device)
+        state = start_refining(
+            made.mesh, views, options, numbers, device=device, progress=progress, cancelled=cancelled
         )  # fmt: skip
-        state = fit.start(views, numbers, torch.Generator().manual_seed(options.seed), device=device)
+    return finish(advanced(state, checkpoint, progress, cancelled), views, made.gaussians)
+
+
+def advanced(state: fit.State, checkpoint: Checkpoint, progress: Progress, cancelled: Callable[[], bool]) -> fit.State:
+    """The state at its end; it is saved now and then, and when somebody wants it to stop."""
     saved = time.monotonic()
     while not state.done:
         state, _ = fit.advance(state, seconds=SLICE_S, progress=progress)
@@ -244,4 +282,4 @@ def optimise(
             saved = time.monotonic()
         if stopping:
             check(cancelled)
-    return fit.finish(state)
+    return state

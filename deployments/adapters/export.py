@@ -11,6 +11,7 @@ from viewmesh.export.store import reexport
 from viewmesh.export.write import export
 from viewmesh.options import Options
 from viewmesh.progress import check
+from viewmesh.refine import unposed
 from viewmesh.views.archive import load_viewset
 
 
@@ -30,6 +31,9 @@ class LibraryWriter:
         if views is None:
             raise InvalidMesh("The result has lost its views.")
         viewset = load_viewset(views)
+        refinement = facts.get("refinement")
+        if refinement is not None and "before" not in refinement:
+            viewset = unposed(viewset)
         value = Reconstruction(
             mesh=load_mesh(result),
             views=viewset,
@@ -41,9 +45,10 @@ class LibraryWriter:
             device=facts.get("device", "cpu"),
             weights_revision=facts.get("weights_revision", ""),
             licence_notes=tuple(facts.get("licence_notes", ())),
-            warnings=(*viewset.warnings, *facts.get("model_warnings", ())),
+            warnings=(*viewset.warnings, *facts.get("model_warnings", ()), *facts.get("refine_warnings", ())),
             gaussians=load_gaussians(result),
             chosen_because=facts.get("chosen_because", ""),
+            refinement=refinement,
         )
         if facts.get("reexport"):
             value = reexport(value, **facts["reexport"])

@@ -1,60 +1,79 @@
 """engines.Optimiser on viewmesh.nvdiffrec. Importing it imports torch: only replicas do."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deployments.adapters.meshfile import load_mesh, save_mesh
+from deployments.adapters.meshfile import load_gaussians, load_mesh, save_mesh
+from viewmesh import refine
 from viewmesh.errors import OutOfMemory
 from viewmesh.export.images import png
 from viewmesh.geometry.camera import canonical6
 from viewmesh.nvdiffrec import fit
-from viewmesh.nvdiffrec.presets import Preset, preset
+from viewmesh.nvdiffrec.presets import Preset, preset, preset_for
 from viewmesh.nvdiffrec.preview import preview
 from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.options import Options
 from viewmesh.views.archive import load_viewset
 from viewmesh.views.viewset import ViewSet
 
+Begin = Callable[[Any, Any], fit.State]  # of progress and cancelled
+
 
 class NvdiffrecSession:
-    def __init__(self, state: fit.State, device: torch.device) -> None:
-        self.state = state
-        self.device = device
+    """state: None until the first slice of a refinement has registered the mesh, by `begin`."""
+
+    def __init__(
+        self, state: fit.State | None, device: torch.device, numbers: Preset, begin: Begin | None = None
+    ) -> None:
+        self.state, self.device, self.numbers, self.begin = state, device, numbers, begin
 
     @property
     def step(self) -> int:
-        return self.state.steps_done
+        return 0 if self.state is None else self.state.steps_done
 
     @property
     def steps(self) -> int:
-        return self.state.steps
+        return self.numbers.shape_steps + len(fit.BETWEEN) + self.numbers.texture_steps
 
     @property
     def done(self) -> bool:
-        return self.state.done
+        return self.state is not None and self.state.done
 
     def advance(self, seconds: float, progress: Any, cancelled: Any) -> dict[str, float]:
+        if self.state is None:
+            assert self.begin is not None
+            self.state = self.begin(progress, cancelled)
+            return {}
         self.state, metrics = fit.advance(self.state, seconds=seconds, progress=progress, cancelled=cancelled)
         return {name: float(value) for name, value in metrics.items()}
 
     def save(self, out: Path) -> None:
+        assert self.state is not None
         fit.save(self.state, out)
 
     def preview(self, out: Path) -> bool:
-        pixels = preview(self.state)
+        pixels = None if self.state is None or self.state.notes.get("reason") else preview(self.state)
         if pixels is not None:
             out.write_bytes(png(pixels.numpy()))
         return pixels is not None
 
-    def finish(self, out: Path, progress: Any, cancelled: Any) -> dict[str, Any]:
+    def finish(self, out: Path, progress: Any, cancelled: Any, initial: Path | None = None) -> dict[str, Any]:
+        assert self.state is not None
         progress("finish", 1, 2)
-        save_mesh(fit.finish(self.state), out)
+        facts: dict[str, Any] = {"device": str(self.device)}
+        if initial is None:
+            save_mesh(fit.finish(self.state), out)
+        else:
+            refined = refine.finish(self.state, self.state.problem.views, load_gaussians(initial))
+            save_mesh(refined.mesh, out, refined.gaussians)
+            facts |= {"refinement": refined.facts, "refine_warnings": list(refined.warnings)}
         progress("finish", 2, 2)
-        return {"device": str(self.device)}
+        return facts
 
 
 class NvdiffrecOptimiser:
@@ -68,12 +87,21 @@ class NvdiffrecOptimiser:
         warm_up(self.device)
 
     def start(self, views: Path, options: dict, initial: Path | None, *, smaller: bool) -> NvdiffrecSession:
+        """With an initial mesh, in whatever frame it is, the first slice registers it with the views."""
         chosen = Options.model_validate(options)
         viewset = load_viewset(views)
-        generator = torch.Generator().manual_seed(chosen.seed)
-        given = None if initial is None else load_mesh(initial)
-        state = fit.start(viewset, self._preset(chosen, viewset, smaller), generator, given, device=self.device)
-        return NvdiffrecSession(state, self.device)
+        numbers = self._preset(chosen, viewset, smaller)
+        if initial is None:
+            generator = torch.Generator().manual_seed(chosen.seed)
+            state = fit.start(viewset, numbers, generator, device=self.device)
+            return NvdiffrecSession(state, self.device, numbers)
+        mesh = load_mesh(initial)
+
+        def begin(progress: Any, cancelled: Any) -> fit.State:
+            hooks = {"progress": progress, "cancelled": cancelled}
+            return refine.start(mesh, viewset, chosen, numbers, device=self.device, **hooks)
+
+        return NvdiffrecSession(None, self.device, numbers, begin)
 
     def load(self, views: Path, options: dict, checkpoint: Path, *, smaller: bool) -> NvdiffrecSession:
         """With `smaller`, half the preset's views a step, whether or not the checkpoint was made so already."""
@@ -83,16 +111,10 @@ class NvdiffrecOptimiser:
             less = self._preset(Options.model_validate(options), viewset, smaller)
             numbers = replace(state.problem.preset, shape_batch=less.shape_batch, texture_batch=less.texture_batch)
             state = replace(state, problem=Problem(viewset, numbers, self.device))
-        return NvdiffrecSession(state, self.device)
+        return NvdiffrecSession(state, self.device, state.problem.preset)
 
     def _preset(self, options: Options, views: ViewSet, smaller: bool) -> Preset:
-        numbers = preset(
-            options.preset,
-            self.device,
-            target_faces=options.target_faces,
-            texture_size=options.texture_size,
-            refine_cameras=views.camera_source == "sfm",
-        )
+        numbers = preset_for(options, views, self.device)
         return _smaller(numbers) if smaller else numbers
 
     def release(self) -> None:

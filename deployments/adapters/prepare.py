@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from viewmesh.options import Options
+from viewmesh.refine import read_views
 from viewmesh.views.archive import save_viewset
-from viewmesh.views.load import load_views
 
 
 class LibraryPreparer:
     def prepare(
         self, source: Path, options: dict[str, Any], out: Path, progress: Any, cancelled: Any
     ) -> dict[str, Any]:
-        rules = Options.model_validate(options).view_rules
-        views = load_views(source, rules, workdir=out.parent / "work", progress=progress, cancelled=cancelled)
+        chosen, work = Options.model_validate(options), out.parent / "work"
+        views = read_views(source, chosen, workdir=work, progress=progress, cancelled=cancelled)
         save_viewset(views, out)
         return {
             "views": len(views),

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from deployments.adapters.meshfile import save_mesh
+from deployments.engines import POSED
 from deployments.running import out_of_device_memory
 from deployments.turns import Turns
 from viewmesh.generate import Draft, Looked, draft_together, finish, fit_together, load_model, look, total_steps
 from viewmesh.options import Options
 from viewmesh.progress import check
+from viewmesh.refine import with_cameras
 from viewmesh.trellis.pipeline import Trellis
-from viewmesh.views.archive import load_viewset
+from viewmesh.views.archive import load_viewset, save_viewset
 from viewmesh.weights.ready import licence_notes, revision
 
 log = logging.getLogger("ray.serve")
@@ -52,6 +54,8 @@ class LibraryGenerator:
         drafted, together = self.turns.take(looked, looked.company, while_waiting)
         made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
         save_mesh(made.mesh, out, made.gaussians)
+        if chosen.refine and viewset.cameras is None:
+            save_viewset(with_cameras(self.model, viewset), out.with_name(POSED))
         return {
             "device": str(self.device),
             "weights_revision": revision(self.name, self.weights),

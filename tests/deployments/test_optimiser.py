@@ -23,7 +23,7 @@ from deployments.adapters import nvdiffrec as adapter
 from deployments.messages import Done, Failed
 from deployments.nvdiffrec import Nvdiffrec
 from viewmesh.geometry import unwrap
-from viewmesh.nvdiffrec import fit, problem
+from viewmesh.nvdiffrec import fit, presets, problem
 from viewmesh.nvdiffrec.initial import initial_field
 from viewmesh.options import Options
 from viewmesh.views.archive import save_viewset
@@ -38,7 +38,7 @@ SMALL = replace(
 def small(monkeypatch):
     """The presets are small, and torch has after the test the threads that it had before."""
     monkeypatch.setattr(problem, "initial_field", partial(initial_field, resolution=40))
-    monkeypatch.setattr(adapter, "preset", lambda name, device, **_: SMALL)
+    monkeypatch.setattr(presets, "preset", lambda name, device, **_: SMALL)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -5,13 +5,18 @@ import json
 
 import numpy as np
 import pytest
+import synthetic_views as synthetic
 from PIL import Image
+from tiny_command import tiny_preset
 
 from serve_app import config
 from serve_app.cli import DEFAULT_CONFIG
 from serve_app.models import resolve, served
 from serve_app.settings import AppArgs
+from viewmesh import refine
 from viewmesh.errors import MissingModel, OptionError
+from viewmesh.nvdiffrec import presets, register
+from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
 from viewmesh.trellis.tiny import write_tiny_trellis
 
@@ -54,10 +59,45 @@ async def test_a_job_on_a_tiny_checkpoint(fresh, weights):
         percents = [data["percent"] for data in told if data["stage"] == "generate"]
         assert percents == sorted(percents)
         assert percents
-        refused = await running.http.post(
-            "/v1/reconstructions", files=photos(), data={"options": json.dumps({**WISHES, "refine": True})}
+
+
+async def test_refining_without_cameras_leaves_the_mesh_as_it_is(fresh, weights):
+    async with fresh(fake=None, device="cpu", models=["nvdiffrec", "trellis"], weights={"trellis": weights}) as running:
+        wishes = {**WISHES, "formats": ["glb", "gaussian_ply"], "refine": True, "views": {"cameras": "none"}}
+        answer = await running.http.post(
+            "/v1/reconstructions", files=photos(), data={"options": json.dumps(wishes)}, headers={"prefer": "wait=60"}
         )
-        assert refused.json()["code"] == "invalid_option"
+        job = answer.json()
+        assert job["state"] == "succeeded", job
+        refinement = job["report"]["refinement"]
+        assert not refinement["kept"]
+        assert "no cameras" in refinement["reason"]
+        assert refinement["reason"] in job["report"]["warnings"]
+        assert "gaussians.ply" in {a["name"] for a in job["artifacts"]}
+
+
+async def test_refining_with_cameras(fresh, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "preset", tiny_preset)
+    monkeypatch.setattr(refine, "PLAN", Plan(rotations=64, candidates=2, coarse_steps=1, finalists=1, fine_size=48))
+    monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)  # what a random network makes shows nothing
+    synthetic.write_views(tmp_path, synthetic.around(6), size=(64, 64), f=96.0)
+    files = [("views", (f.name, f.read_bytes())) for f in sorted((tmp_path / "views").iterdir())]
+    files.append(("cameras", ("cameras.json", (tmp_path / "cameras.json").read_bytes())))
+    async with fresh(fake=None, device="cpu", models=["nvdiffrec", "trellis"], weights={"trellis": weights}) as running:
+        wishes = {**WISHES, "formats": ["glb", "gaussian_ply"], "refine": True}
+        answer = await running.http.post(
+            "/v1/reconstructions", files=files, data={"options": json.dumps(wishes)}, headers={"prefer": "wait=90"}
+        )
+        job = answer.json()
+        assert job["state"] == "succeeded", job
+        report = job["report"]
+        found = report["refinement"]
+        assert found["registration"]["scale"] > 0
+        assert {"before", "after"} <= found.keys()
+        assert report["quality"] is not None  # the mesh is among the cameras
+        percents = [data["percent"] for _, kind, data in await running.events(job["id"]) if kind == "progress"]
+        assert percents == sorted(percents)
+        assert "gaussians.ply" in {a["name"] for a in job["artifacts"]}
 
 
 def test_what_is_served(weights):

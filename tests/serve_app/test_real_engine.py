@@ -20,7 +20,7 @@ from PIL import Image
 
 from deployments.adapters import nvdiffrec as adapter
 from viewmesh.export import write
-from viewmesh.nvdiffrec import problem
+from viewmesh.nvdiffrec import presets, problem
 from viewmesh.nvdiffrec.initial import initial_field
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,7 +47,7 @@ async def finished(tmp_path_factory) -> AsyncIterator[Finished]:
     files.append(("cameras", ("cameras.json", (folder / "capture" / "cameras.json").read_bytes())))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(problem, "initial_field", partial(initial_field, resolution=40))
-        patch.setattr(adapter, "preset", lambda name, device, **_: SMALL)
+        patch.setattr(presets, "preset", lambda name, device, **_: SMALL)
         patch.setattr(write, "turntable_bytes", partial(write.turntable_bytes, frames=4, side=64))
         async with running_service(folder / "data", fake=None, device="cpu", models=["nvdiffrec"]) as running:
             wishes = {"formats": ["glb"], "seed": 3}

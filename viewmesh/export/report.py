@@ -1,6 +1,7 @@
 """report.json: what was made, how good it is, how long it took. The pydantic models are its schema."""
 
 import statistics
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,31 @@ class ViewQuality(BaseModel):
     psnr_db: float
     ssim: float
     mask_iou: float | None = Field(description="Null where the views have no masks.")
+
+
+class MatchFigures(BaseModel):
+    """Against the input views, over crops around the object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    psnr_db: float
+    mask_iou: float
+
+
+class Refinement(BaseModel):
+    """What came of `refine`: where the generated mesh lay among the views, and how well it matched them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kept: bool = Field(description="Whether the files hold the refined mesh; else the generated one.")
+    reason: str = Field("", description="Why it was not refined, or not kept.")
+    registration: dict[str, Any] | None = Field(
+        None,
+        description="scene_from_mesh (4x4, from the generated mesh to the working frame), scale, silhouette_iou, "
+        "color_correlation and depth_error (scene units).",
+    )
+    before: MatchFigures | None = None
+    after: MatchFigures | None = None
 
 
 class Report(BaseModel):
@@ -54,6 +80,7 @@ class Report(BaseModel):
     uv_coverage: float = Field(description="Share of the texture's texels that lie inside a chart.")
     input_views: int
     quality: ViewQuality | None = Field(description="Null where there are no posed views to compare with.")
+    refinement: Refinement | None = Field(None, description="Null where `refine` was not asked for.")
     seconds: dict[str, float] = Field(description="Per stage, in the order they ran.")
     files: list[str]
 
@@ -82,6 +109,7 @@ def report_of(result: Reconstruction, output: TexturedMesh, files: list[str]) ->
         uv_coverage=_coverage(output, size),
         input_views=0 if result.views is None else len(result.views),
         quality=None if result.views is None else measure(result.mesh, result.views),
+        refinement=None if result.refinement is None else Refinement.model_validate(result.refinement),
         seconds={name: round(s, 3) for name, s in result.seconds.items()},
         files=files,
     )

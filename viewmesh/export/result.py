@@ -1,6 +1,7 @@
 """Reconstruction: what every model ends with and what the exporter starts from. And the frame that files are in."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Reconstruction:
     views: what it was made from, cameras in the scene frame; None where nothing is to be measured against them.
     world_from_scene: (4, 4) float64 similarity; the world is the frame of the input's cameras.
     gaussians: in the frame "scene", of a model that makes them and was asked to.
-    chosen_because: why this model ran, if nobody named it.
+    chosen_because: why this model ran, if nobody named it. refinement: what came of `refine`, None if not asked for.
     seconds: per stage, in the order they ran. weights_revision: of a pretrained model, "" if there is none.
     """
 
@@ -36,6 +37,7 @@ class Reconstruction:
     warnings: tuple[str, ...] = ()
     gaussians: Gaussians | None = None
     chosen_because: str = ""
+    refinement: dict[str, Any] | None = None
 
     @property
     def world_from_mesh(self) -> Tensor:

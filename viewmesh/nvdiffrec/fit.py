@@ -14,7 +14,7 @@ step's number alone.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
-from viewmesh.nvdiffrec.match import better
+from viewmesh.nvdiffrec.match import Comparison, compare
 from viewmesh.nvdiffrec.memory import check_memory
 from viewmesh.nvdiffrec.optim import Moments, Variables, zero_moments
 from viewmesh.nvdiffrec.presets import Preset
@@ -51,6 +51,7 @@ class State:
     """Where a fit stands. `step` counts within the phase; `band` (T,) bool is the part of the lattice looked at.
 
     cleaned: from "unwrap" to "bake". surface: from "bake" on.
+    notes: JSON of whoever started the fit, kept with it.
     """
 
     problem: Problem
@@ -63,6 +64,7 @@ class State:
     cleaned: Cleaned | None = None
     surface: Surface | None = None
     initial: TexturedMesh | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -244,14 +246,22 @@ def _draw(state: State, batch: int) -> tuple[torch.Generator, Tensor]:
 def finish(state: State) -> TexturedMesh:
     """The mesh of a finished state, in the scene frame, with the estimated light.
 
-    With an initial mesh: the better of the two against the input views (see `match.better`).
+    With an initial mesh: the better of the two against the input views (see `match.compare`).
     """
+    fitted = _fitted(state)
+    return fitted if state.initial is None else compare(state.problem, state.initial, fitted).mesh
+
+
+def finish_compared(state: State) -> Comparison:
+    """As `finish` for a fit that began with a mesh, with the figures of both."""
+    assert state.initial is not None, "there is nothing to compare with"
+    return compare(state.problem, state.initial, _fitted(state))
+
+
+def _fitted(state: State) -> TexturedMesh:
     if not state.done or state.surface is None:
         raise ValueError(f"The fit has made {state.steps_done} of {state.steps} steps; advance it to the end first.")
-    fitted = _textured(state.problem, state.surface, state.variables).validate()
-    if state.initial is None:
-        return fitted
-    return better(state.problem, state.initial, fitted)
+    return _textured(state.problem, state.surface, state.variables).validate()
 
 
 @torch.no_grad()
@@ -282,7 +292,7 @@ def save(state: State, path: Path) -> None:
         tensors |= {f"initial/{k}": v for k, v in _flat(state.initial).items()}
     header = {
         "format": FORMAT, "seed": state.seed, "phase": state.phase, "step": state.step, "count": state.moments.count,
-        "preset": asdict(state.problem.preset), "views": state.problem.fingerprint,
+        "preset": asdict(state.problem.preset), "views": state.problem.fingerprint, "notes": state.notes,
     }  # fmt: skip
     # a copy of each: a state's parts may share memory and the format forbids it
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -331,6 +341,7 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
         cleaned=Cleaned(dense, light) if dense and light else None,
         surface=Surface(**surface) if surface else None,
         initial=_unflat({k: v.cpu() for k, v in initial.items()}) if initial else None,
+        notes=header.get("notes", {}),
     )
 
 

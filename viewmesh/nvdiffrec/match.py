@@ -22,8 +22,18 @@ class Match:
     iou: float
 
 
-def better(problem: Problem, given: TexturedMesh, fitted: TexturedMesh) -> TexturedMesh:
-    """The fitted mesh if both its PSNR and its mask IoU are at least the given mesh's, else the given one.
+@dataclass(frozen=True)
+class Comparison:
+    """mesh: the one to keep. before, after: how well the given and the fitted mesh match the views."""
+
+    mesh: TexturedMesh
+    before: Match
+    after: Match
+    kept: bool
+
+
+def compare(problem: Problem, given: TexturedMesh, fitted: TexturedMesh) -> Comparison:
+    """The fitted mesh is kept if both its PSNR and its mask IoU are at least the given mesh's.
 
     The given mesh is measured under its own light and under the estimated one, whichever suits it better: it shall not
     lose for want of a light.
@@ -32,8 +42,9 @@ def better(problem: Problem, given: TexturedMesh, fitted: TexturedMesh) -> Textu
     own, estimated = match(problem, given), match(problem, replace(given, environment=fitted.environment))
     theirs = own if own.psnr >= estimated.psnr else estimated
     if ours.psnr >= theirs.psnr and ours.iou >= theirs.iou - 1e-3:
-        return fitted
-    return given if own.psnr >= estimated.psnr else replace(given, environment=fitted.environment)
+        return Comparison(fitted, theirs, ours, True)
+    lit = given if own.psnr >= estimated.psnr else replace(given, environment=fitted.environment)
+    return Comparison(lit, theirs, ours, False)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from viewmesh.options import PresetName
+from viewmesh.options import Options, PresetName
+from viewmesh.views.viewset import ViewSet
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,11 @@ def preset(
         refine_exposure=refine_cameras,
         refine_pose=refine_cameras,
     )
+
+
+def preset_for(options: Options, views: ViewSet, device: torch.device | str) -> Preset:
+    """The preset that the options ask for; poses that were estimated may be corrected a little."""
+    return preset(
+        options.preset, device, target_faces=options.target_faces, texture_size=options.texture_size,
+        refine_cameras=views.camera_source in ("sfm", "vggt"),
+    )  # fmt: skip

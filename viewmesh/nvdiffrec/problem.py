@@ -52,8 +52,9 @@ class Problem:
     def fingerprint(self) -> str:
         """Tells this view set from any other: of names, pixels, cameras and depths."""
         views, digest = self.views, hashlib.sha256()
-        cameras = self.cameras
-        parts = (views.images, cameras.world_from_camera, cameras.fx, cameras.fy, cameras.cx, cameras.cy, views.depths)
+        c = views.cameras
+        poses = () if c is None else (c.world_from_camera, c.fx, c.fy, c.cx, c.cy)
+        parts = (views.images, *poses, views.depths)
         digest.update(repr((views.names, [None if part is None else part.shape for part in parts])).encode())
         for part in parts:
             if part is not None:

@@ -166,7 +166,7 @@ class _Frame:
 
     def score(self, key: Tensor) -> Tensor:
         """(K,) mean silhouette IoU, plus what colours say, minus what depths say."""
-        K, N, S2 = key.shape
+        N, S2 = key.shape[1:]
         covered, mask = key < EMPTY, self.mask.reshape(N, S2)
         both = covered & mask
         total = (both.sum(-1) / (covered | mask).sum(-1).clamp(min=1)).mean(1)

@@ -41,18 +41,28 @@ def trellis_image(image: Image.Image, *, size: int = SIZE, name: str = "") -> Im
     return Image.fromarray((pixels[..., :3] * pixels[..., 3:] * 255).astype(np.uint8))
 
 
+def _reconviagen_cut(alpha: np.ndarray, name: str) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what is shown of a view, exclusive."""
+    left, top, right, bottom = _box(alpha, name)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    half = max(1, int(max(right - left, bottom - top) * 1.1) // 2)
+    height, width = alpha.shape
+    return max(0, int(x - half)), max(0, int(y - half)), min(width, int(x + half)), min(height, int(y + half))
+
+
+def reconviagen_window(alpha: np.ndarray, name: str = "") -> tuple[int, int, int]:
+    """Left, top (of the square, may be negative) and side of what `reconviagen_image` shows, in the view's pixels."""
+    left, top, right, bottom = _reconviagen_cut(alpha, name)
+    side = max(right - left, bottom - top)
+    return left - (side - (right - left)) // 2, top - (side - (bottom - top)) // 2, side
+
+
 def reconviagen_image(image: Image.Image, *, size: int = SIZE, name: str = "") -> Image.Image:
     """RGBA of any size to RGBA (size, size): the object's box plus a tenth, cut at the border, centred on a square,
     bilinear without antialiasing; colour is black where alpha is at most 0.8.
     """
-    image = image.convert("RGBA")
-    pixels = np.asarray(image)
-    left, top, right, bottom = _box(pixels[..., 3], name)
-    x, y = (left + right) / 2, (top + bottom) / 2
-    half = max(1, int(max(right - left, bottom - top) * 1.1) // 2)
-    height, width = pixels.shape[:2]
-    left, right = max(0, int(x - half)), min(width, int(x + half))
-    top, bottom = max(0, int(y - half)), min(height, int(y + half))
+    pixels = np.asarray(image.convert("RGBA"))
+    left, top, right, bottom = _reconviagen_cut(pixels[..., 3], name)
     cut = pixels[top:bottom, left:right]
     side = max(cut.shape[:2])
     square = np.zeros((side, side, 4), np.uint8)

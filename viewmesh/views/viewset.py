@@ -8,7 +8,7 @@ from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras, similarity_scale
 
-CameraSource = Literal["file", "canonical6", "sfm"]
+CameraSource = Literal["file", "canonical6", "sfm", "vggt"]
 MaskSource = Literal["masks", "alpha", "rembg", "grabcut", "none"]
 
 

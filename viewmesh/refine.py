@@ -1,0 +1,157 @@
+"""Refinement: a generated mesh is put among posed views and optimised against them; the better of the two is kept.
+
+    views = with_cameras(model, views)              # if the views have none and the model can tell
+    state = start(mesh, views, options, numbers)    # registers; then fit.advance to the end
+    refined = finish(state, mesh, views)
+
+The one place where generative models and the optimiser meet, besides Mesh. `reconstruct` and the deployments run it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from viewmesh.errors import InputError, PoseError
+from viewmesh.geometry.gaussians import Gaussians
+from viewmesh.geometry.mesh import Mesh, TexturedMesh
+from viewmesh.nvdiffrec import fit
+from viewmesh.nvdiffrec.match import Match
+from viewmesh.nvdiffrec.optim import zero_moments
+from viewmesh.nvdiffrec.presets import Preset
+from viewmesh.nvdiffrec.problem import Problem
+from viewmesh.nvdiffrec.register import Plan, Registration, register
+from viewmesh.options import Options
+from viewmesh.progress import Progress, never, silent
+from viewmesh.views.load import load_views, survey
+from viewmesh.views.normalise import normalise
+from viewmesh.views.viewset import ViewSet
+
+if TYPE_CHECKING:
+    from viewmesh.generate import Model
+
+PLAN = Plan()
+
+
+@dataclass(frozen=True)
+class Refined:
+    """views: with the cameras that the mesh agrees with, without any where it agrees with none. facts: report.json's
+    `refinement`."""
+
+    mesh: TexturedMesh
+    views: ViewSet
+    gaussians: Gaussians | None
+    facts: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
+    """The views as options.model needs them. A generative model can do without the cameras that refining would like:
+    for it, failing to find them is a warning. ReconViaGen finds cameras itself where no file or rig gives them."""
+    rules = options.view_rules
+    if options.model in ("auto", "nvdiffrec") or not options.refine:
+        return load_views(source, rules, **asked)
+    without = rules.model_copy(update={"cameras": "none", "rig": None})
+    if options.model == "reconviagen" and rules.cameras == "auto" and survey(source, rules)[1] == "sfm":
+        return load_views(source, without, **asked)
+    try:
+        return load_views(source, rules, **asked)
+    except PoseError as error:
+        views = load_views(source, without, **asked)
+        return replace(views, warnings=(*views.warnings, str(error)))
+
+
+def with_cameras(model: "Model", views: ViewSet) -> ViewSet:
+    """Views without cameras, with those that ReconViaGen's VGGT sees; as they are where nothing comes of it."""
+    from viewmesh.trellis.reconviagen import ReconViaGen
+
+    if views.cameras is not None or not isinstance(model, ReconViaGen) or views.mask_source == "none":
+        return views
+    from viewmesh.trellis.view_cameras import in_views
+
+    cameras = in_views(model.cameras(views.images), views.images)
+    try:
+        found = normalise(cameras, views.images[..., 3].float() / 255)
+    except InputError as error:
+        return replace(views, warnings=(*views.warnings, f"VGGT's cameras cannot be used: {error}"))
+    posed = replace(views, cameras=cameras, depths=None, camera_source="vggt")  # its scale is not the depth maps'
+    return posed.moved(torch.linalg.inv(found.world_from_scene))
+
+
+def start(
+    mesh: Mesh | TexturedMesh,
+    views: ViewSet,
+    options: Options,
+    numbers: Preset,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+    cancelled: Callable[[], bool] = never,
+) -> fit.State:
+    """Registers a mesh, in any frame, with posed views, and begins to fit it. Where it cannot be put among them the
+    state is done at once and `finish` says so. Progress counts steps of the whole fit."""
+    device = torch.device(device)
+    total = numbers.shape_steps + len(fit.BETWEEN) + numbers.texture_steps
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
+        progress(stage, max(1, step * numbers.shape_steps // steps), total, **metrics)  # in the shape pass's place
+
+    try:
+        found = register(
+            mesh, views, generator, device=device, plan=PLAN, progress=overall, cancelled=cancelled
+        )  # fmt: skip
+    except InputError as error:
+        return _given_up(mesh, views, numbers, device, {"reason": f"The mesh was not refined. {error}"})
+    notes = {"registration": found.json()}
+    if not found.good:
+        share = round(100 * found.silhouette_iou)
+        reason = f"The mesh was not refined: it agrees with no more than {share} % of the views' silhouettes."
+        return _given_up(mesh, views, numbers, device, {**notes, "reason": reason})
+    placed = mesh.transformed(found.scene_from_mesh)
+    state = fit.start(views, numbers, generator, placed, device=device)
+    return replace(state, notes=notes)
+
+
+def _given_up(
+    mesh: Mesh | TexturedMesh, views: ViewSet, numbers: Preset, device: torch.device, notes: dict[str, Any]
+) -> fit.State:
+    if isinstance(mesh, Mesh):
+        raise InputError(notes["reason"])
+    return fit.State(Problem(views, numbers, device), 0, "done", 0, {}, zero_moments({}), initial=mesh, notes=notes)
+
+
+def finish(state: fit.State, views: ViewSet, gaussians: Gaussians | None = None) -> Refined:
+    """What a state that `start` made and `fit.advance` brought to its end came to. gaussians: in the mesh's frame."""
+    registration = state.notes.get("registration")
+    if "reason" in state.notes:
+        assert state.initial is not None
+        reason = state.notes["reason"]
+        facts = {"kept": False, "reason": reason, "registration": registration}
+        return Refined(state.initial, unposed(views), gaussians, facts, (reason,))
+    result = fit.finish_compared(state)
+    placed = Registration.from_json(state.notes["registration"])
+    if gaussians is not None:
+        m, scale = placed.scene_from_mesh, placed.scale
+        gaussians = gaussians.rotated(m[:3, :3] / scale).scaled(scale, m[:3, 3])
+    facts = {
+        "kept": result.kept,
+        "reason": "" if result.kept else "The refined mesh matched the views less well than the generated one.",
+        "registration": registration,
+        "before": _figures(result.before),
+        "after": _figures(result.after),
+    }
+    return Refined(result.mesh, views, gaussians, facts)
+
+
+def unposed(views: ViewSet) -> ViewSet:
+    """The views without their cameras: a mesh that is not among them is not to be measured against them."""
+    return replace(
+        views, cameras=None, depths=None, camera_source=None, world_from_scene=torch.eye(4, dtype=torch.float64)
+    )
+
+
+def _figures(match: Match) -> dict[str, float]:
+    return {"psnr_db": match.psnr, "mask_iou": match.iou}
