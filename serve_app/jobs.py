@@ -269,6 +269,13 @@ class JobStore:
                 merged = {**row["timings"], **timings}
                 connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=merged, **values))
 
+    def change_model(self, job_id: str, model: str, options: dict[str, Any], because: str) -> None:
+        """Another model goes on with a running job than the one that `auto` picked at first."""
+        values = {"model": model, "options": options, "result": {"facts": {"chosen_because": because}}}
+        with self.engine.begin() as connection:
+            mine = (jobs.c.id == job_id) & (jobs.c.state == "running")
+            connection.execute(sa.update(jobs).where(mine).values(values))
+
     def resumed(self, job_id: str) -> None:
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(resumes=jobs.c.resumes + 1))

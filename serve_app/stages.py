@@ -17,7 +17,8 @@ from deployments.logs import log_of
 from deployments.messages import Done, Failed, Progress
 from serve_app.jobs import JobStore
 from serve_app.models import MODELS
-from viewmesh.errors import ViewmeshError
+from viewmesh.choose import after_no_poses
+from viewmesh.errors import PoseError, ViewmeshError
 
 Json = dict[str, Any]
 
@@ -86,8 +87,23 @@ class Calls:
         return {**{key: row[key] for key in keys}, "kind_of_model": kind}
 
     async def prepare(self, job: Json) -> Json:
+        """With "job" in it what changed about the job: `auto` goes on with trellis where no cameras were found."""
+        made = await self._prepare(job)
+        if made.get("failed", {}).get("code") != PoseError.code or not self._left_to_auto(job):
+            return made
+        choice = after_no_poses(made["failed"]["message"])
+        options = {**job["options"], "model": choice.model}
+        await self._database(self.store.change_model, job["id"], choice.model, options, choice.because)
+        changed = {"model": choice.model, "options": options, "kind_of_model": MODELS[choice.model].kind}
+        return {**await self._prepare({**job, **changed}), "job": changed}
+
+    async def _prepare(self, job: Json) -> Json:
         call = {"job_id": job["id"], "options": job["options"], "inputs": job["inputs"]}
         return await self._call(job, "prepare", self.preprocessor, "prepare", call)
+
+    def _left_to_auto(self, job: Json) -> bool:
+        facts = (job["result"] or {}).get("facts", {})
+        return bool(facts.get("chosen_because")) and job["model"] == "nvdiffrec" and "trellis" in self.models
 
     async def generate(self, job: Json, views: Json) -> Json:
         call = {"job_id": job["id"], "options": job["options"], "views": views}

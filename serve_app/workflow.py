@@ -44,6 +44,7 @@ async def reconstruct(step: Step, stages: Stages, job_id: str) -> None:
     try:
         prepared = _or_fail(await step("prepare", stages.prepare, job))
         views, facts = prepared["views"], prepared["facts"]
+        job = {**job, **prepared.get("job", {})}  # another model, where `auto` found no cameras
         if job["kind_of_model"] == "optimiser":
             result, more = await _optimise(step, stages, job, views, None)
         else:

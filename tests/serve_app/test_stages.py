@@ -57,14 +57,26 @@ def play(tmp_path, monkeypatch):
     store = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite")
     store.create()
 
-    async def play(*scripts, cancel=False):
-        row, _ = store.accept(NewJob(new_id(), "ann", "reconstruction", "nvdiffrec", {}, {}, "h"), lambda *a: None)
+    async def play(*scripts, cancel=False, because="", models=("nvdiffrec",)):
+        result = {"facts": {"chosen_because": because}}
+        new = NewJob(new_id(), "ann", "reconstruction", "nvdiffrec", {}, {}, "h", result=result)
+        row, _ = store.accept(new, lambda *a: None)
+        play.store, play.job_id = store, row["id"]
         store.start(row["id"])
         if cancel:
             store.cancel(row["id"], None)
         handle = Handle(*scripts)
-        calls = Calls(store, ArtifactStore(f"file://{tmp_path}/a"), handle, handle, {"nvdiffrec": handle}, lambda: None)
-        job = {"id": row["id"], "model": "nvdiffrec", "options": {}, "inputs": {}, "kind_of_model": "optimiser"}
+        calls = Calls(
+            store, ArtifactStore(f"file://{tmp_path}/a"), handle, handle, dict.fromkeys(models, handle), lambda: None
+        )
+        job = {
+            "id": row["id"],
+            "model": "nvdiffrec",
+            "options": {},
+            "inputs": {},
+            "result": result,
+            "kind_of_model": "optimiser",
+        }
         return await calls.prepare(job), handle
 
     yield play
@@ -104,6 +116,27 @@ async def test_trouble_that_stays_fails_the_job(play, trouble, code, tries):
     value, handle = await play(trouble)
     assert value["failed"]["code"] == code
     assert len(handle.calls) == tries
+
+
+NO_POSES = [Failed("unposed_views", "3 of 4 views could not be posed.")]
+
+
+@pytest.mark.parametrize(
+    ("because", "served", "model"),
+    [("4 views are enough", True, "trellis"), ("4 views are enough", False, "nvdiffrec"), ("", True, "nvdiffrec")],
+)
+async def test_auto_goes_on_with_trellis_where_no_cameras_were_found(play, because, served, model):
+    models = ("nvdiffrec", "trellis") if served else ("nvdiffrec",)
+    value, handle = await play(NO_POSES, DONE, because=because, models=models)
+    row = play.store.get(play.job_id)
+    assert row["model"] == model
+    if model == "trellis":
+        assert value["x"] == 1
+        assert value["job"] == {"model": "trellis", "options": {"model": "trellis"}, "kind_of_model": "generator"}
+        assert [call["options"].get("model") for call in handle.calls] == [None, "trellis"]
+        assert "could not be posed" in row["result"]["facts"]["chosen_because"]
+    else:
+        assert value["failed"]["code"] == "unposed_views"
 
 
 async def test_a_deployment_that_never_comes_is_given_up(play, monkeypatch):
