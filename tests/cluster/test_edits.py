@@ -1,7 +1,6 @@
 """What an edit of serve_config.yaml costs, deployed while a job runs. EDITS is the table of cluster/README.md."""
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,8 +155,8 @@ def service(tmp_path_factory):
 
 
 def replicas(service: RayService) -> dict[str, set[int]]:
-    listed = service.status()["deployments"]
-    return {name: {r["pid"] for r in entry["replicas"] if r["state"] == "RUNNING"} for name, entry in listed.items()}
+    """Process ids; not from Serve's status, which lists no deployment after a deploy that failed."""
+    return {name: set(service.pids(name)) for name in ALL}
 
 
 def deployed(service: RayService, change: Callable[[dict], Any]) -> str:
@@ -178,27 +177,34 @@ def deployed(service: RayService, change: Callable[[dict], Any]) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: re.sub(r"\W+", "-", edit.what).strip("-"))
 def test_an_edit_while_a_job_runs(service: RayService, edit: Edit, tmp_path: Path) -> None:
+    try:
+        observe(service, edit, tmp_path)
+    finally:
+        if edit.undo is not None:
+            assert deployed(service, edit.undo) == "RUNNING"
+
+
+def observe(service: RayService, edit: Edit, folder: Path) -> None:
     with service.client() as client:
-        job_id = service.submit(client, tmp_path, optimise_s=15, steps=150, scratch=str(tmp_path))
+        job_id = service.submit(client, folder, optimise_s=15, steps=150, scratch=str(folder))
         service.await_step(client, job_id, 15)
         follower = service.follow(client, job_id)
         before = replicas(service)
         status = deployed(service, edit.change)
         assert status == ("DEPLOY_FAILED" if edit.refused else "RUNNING"), service.status()["message"]
         after = replicas(service)
-        changed = {name for name in ALL if not before[name] & after.get(name, set())}
+        changed = {name for name in ALL if not before[name] & after[name]}
         assert changed == edit.restarts
         assert httpx.get(f"{service.url}/livez").status_code == 200  # on the port it had
         service.assert_whole(client, job_id, follower.all(150))
         resumed = client.get(job_id).resumes
-        steps = [line.split()[1] for line in (tmp_path / "step").read_text().splitlines()]
+        steps = [line.split()[1] for line in (folder / "step").read_text().splitlines()]
         assert len(steps) - len(set(steps)) <= SLICE_STEPS + 1
         if "Nvdiffrec" not in edit.restarts:
-            assert (resumed, len(steps)) == (0, 150), "the job was not touched"
+            why = re.findall(r".*(?:lost its worker|lease|could not be called).*", service.log())[-3:]
+            assert (resumed, len(steps)) == (0, 150), f"the job was touched: {why}"
         else:
             assert resumed >= 1
-    if edit.undo is not None:
-        assert deployed(service, edit.undo) == "RUNNING"
 
 
 @pytest.mark.parametrize("edit", [edit for edit in EDITS if edit.undo], ids=lambda edit: edit.what)
@@ -216,10 +222,8 @@ def test_config_check_finds_what_ray_would_not_take(edit: Edit) -> None:
 @pytest.mark.ray
 @pytest.mark.scale
 def test_http_options_are_said_to_be_ignored(service: RayService) -> None:
-    time.sleep(1)
     session = next(
         part.split("=", 1)[1] for _, name in service.processes() for part in name.split() if "--session_dir=" in part
     )
-    logs = "".join(f.read_text() for f in Path(session).glob("logs/serve/controller_*.log"))
-    logs += "".join(f.read_text(errors="replace") for f in Path(session).glob("logs/dashboard*.log")) + service.log()
-    assert re.search(r"http(_options| config| options).{0,200}(cannot|can't|ignored|not be|already)", logs, re.I | re.S)
+    logs = [file.read_text(errors="replace") for file in Path(session).glob("logs/**/*") if file.is_file()]
+    assert any(re.search(r"HTTP config differs[^\n]*port[^\n]*ignored", text) for text in logs)
