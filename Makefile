@@ -28,6 +28,12 @@ postgresql: # best effort: without it the tests on PostgreSQL are skipped and sa
 	 ($(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends postgresql) || \
 	 echo 'PostgreSQL could not be installed: the tests on it are skipped'
 
+.venv/prometheus/.stamp: .venv/.stamp # unpacked, not installed: nothing is to run beside the tests
+	mkdir -p $(@D)
+	command -v prometheus >/dev/null || (cd $(@D) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb .) \
+		|| echo "No Prometheus here (apt-get download prometheus): its test will be skipped."
+	touch $@
+
 setup: .venv/.stamp ## a virtual environment with everything that running viewmesh needs
 
 demo: setup ## a sample capture, the service, a reconstruction over HTTP, a picture of it

@@ -159,7 +159,9 @@ def adapted(
                 if scaling:
                     scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
                     scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
-                    args.setdefault("slots", {}).setdefault("nvdiffrec", scaling["max_replicas"])
+                    # More would take turns on a replica, each turn loading a checkpoint.
+                    slots, most = args.setdefault("slots", {}), scaling["max_replicas"]
+                    slots["nvdiffrec"] = min(slots.get("nvdiffrec", most), most)
             elif name in ("Preprocessor", "Exporter"):
                 if cpus <= 4:  # on a small machine they share what the optimiser leaves
                     options["num_cpus"] = 0.3

@@ -5,9 +5,11 @@ missing is in LATER, with the reason; cluster/README.md says the same.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,13 @@ from test_monitoring import queries, series
 from serve_app.ingress import free_port
 from serve_app.testing import RayService, deployment
 
+PLACES = os.pathsep.join([os.environ.get("PATH", ""), f"{sys.prefix}/prometheus/usr/bin"])  # the Makefile's, too
+PROMETHEUS = shutil.which("prometheus", path=PLACES)
+
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus: apt install prometheus"),
+    pytest.mark.skipif(PROMETHEUS is None, reason="needs Prometheus: apt install prometheus"),
 ]
 
 LATER = {  # series that a healthy service on this machine does not have
@@ -67,7 +72,7 @@ def prometheus(
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(cluster / "alerts.yml", folder)
-    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    command = [str(PROMETHEUS), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with open(folder / "log", "w") as log:
         child = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
 

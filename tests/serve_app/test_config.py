@@ -70,6 +70,7 @@ def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
     asked = sum(d["ray_actor_options"].get("num_cpus", 1) for d in application(fitted)["deployments"])
     assert asked <= 2
     assert config.adapted(shipped, cpus=64, gpus=8)["applications"][0]["args"]["slots"] == {"nvdiffrec": 8}
+    assert application(config.adapted(shipped, cpus=16, gpus=1))["args"]["slots"] == {"nvdiffrec": 1}, "no taking turns"
 
 
 def test_what_the_config_names_stays_and_what_the_command_names_wins(shipped, tmp_path, monkeypatch):
