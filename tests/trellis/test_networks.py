@@ -48,7 +48,7 @@ def test_flow_block_equals_its_formula_token_by_token():
     block = randomised(FlowBlock(C, 7, H, 4, qk_rms_norm=True))
     assert isinstance(block, FlowBlock)
     x, cond, t_emb = (torch.randn(*s) for s in ((1, 6, C), (1, 1, 1, T, 7), (1, C)))
-    ours = block(x, t_emb, None, block.cross_attn.kv(cond), None, [6])[0]
+    ours = block(x, t_emb, None, block.cross_attn.kv(cond), None, torch.tensor([6]))[0]
 
     def heads(rows: torch.Tensor) -> torch.Tensor:
         return rows.reshape(len(rows), H, -1)
