@@ -44,7 +44,7 @@ lint: setup ## ruff, ruff format, pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup postgresql tests/export/node_modules/.stamp .venv/.browser ## what CI runs: under 12 minutes on 2 cores
+test: setup postgresql tests/export/node_modules/.stamp .venv/.browser .venv/prometheus/.stamp ## what CI runs: under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not scale'
 
 test-slow: setup ## the long tests
