@@ -128,7 +128,7 @@ def refinement(mesh: Mesh, truth: Mesh, views: ViewSet, args: argparse.Namespace
         "preset": args.preset, "kept": result.facts["kept"], "before": before,
         "after": measured(result.mesh, tests, truth), "register_s": round(registered - began, 1),
         "fit_s": round(ended - registered, 1),
-        "views": {name: result.facts.get(name) for name in ("before", "after")},
+        "against_input_views": {name: result.facts.get(name) for name in ("before", "after")},
     }  # fmt: skip
 
 

@@ -18,7 +18,10 @@ from viewmesh.nvdiffrec.register_align import moved
 from viewmesh.nvdiffrec.register_search import angle_between, correlation, rotation_matrices, super_fibonacci
 from viewmesh.render.shading import srgb_to_linear
 
-QUICK = Plan(rotations=768, candidates=6, finalists=2, fine_views=6, fine_size=64, polish_views=8, polish_size=64)
+QUICK = Plan(
+    rotations=512, candidates=4, coarse_steps=4, finalists=2, fine_views=6, fine_size=64, fine_steps=5, polish_views=8,
+    polish_size=64, polish_steps=4,
+)  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
