@@ -67,7 +67,8 @@ def of_the_router() -> dict[str, set[str]]:
         ("stage_count", "prepare", 1.0),
         ("resumes", "", 1.0),
     ]
-    store: Any = SimpleNamespace(figures=lambda: {"active": [], "oldest": None, "tallies": tallies})
+    lease = SimpleNamespace(epoch=1, left_s=9.0)
+    store: Any = SimpleNamespace(figures=lambda: {"active": [], "oldest": None, "tallies": tallies, "lease": lease})
     text = exposition(store, "text/plain")[0].decode()
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
