@@ -1,10 +1,10 @@
 """Nvdiffrec: the optimiser, in slices. One GPU each (or CPU), one job at a time, autoscaled.
 
 A slice continues a job for a few seconds and ends with a checkpoint in the artifact store. Three steps of a fit take as
-long as they take, up to half a minute on a CPU (see `viewmesh.nvdiffrec.surface`): each is a slice of its own, stops
-within two seconds when it is cancelled, and shows that it lives. The replica keeps the
-sessions of its last jobs warm; a session is used only if it stands exactly at the checkpoint that the caller names, so
-what is durable decides, never what happens to be in memory.
+long as they take, up to half a minute on a CPU (see `viewmesh.nvdiffrec.surface`): each is a slice of its own, asks
+every second or two whether it is still wanted, and shows that it lives. The replica keeps the sessions of its last jobs
+warm; a session is used only if it stands exactly at the checkpoint that the caller names, so what is durable decides,
+never what happens to be in memory.
 """
 
 import shutil

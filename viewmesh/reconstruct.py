@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from viewmesh.choose import Choice, after_no_poses, choose
-from viewmesh.errors import InputError, MissingModel, OptionError, PoseError
+from viewmesh.errors import Cancelled, InputError, MissingModel, OptionError, PoseError
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
 from viewmesh.generate import Made, generate, load_model
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import preset_for
 from viewmesh.options import Options
-from viewmesh.progress import Progress, check, never, silent
+from viewmesh.progress import Progress, never, silent
 from viewmesh.refine import Refined, finish, read_views, with_cameras
 from viewmesh.refine import start as start_refining
 from viewmesh.views.archive import load_viewset, save_viewset
@@ -274,12 +274,13 @@ def refine(
 def advanced(state: fit.State, checkpoint: Checkpoint, progress: Progress, cancelled: Callable[[], bool]) -> fit.State:
     """The state at its end; it is saved now and then, and when somebody wants it to stop."""
     saved = time.monotonic()
-    while not state.done:
-        state, _ = fit.advance(state, seconds=SLICE_S, progress=progress)
-        stopping = cancelled()
-        if stopping or time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            fit.save(state, checkpoint.fit)
-            saved = time.monotonic()
-        if stopping:
-            check(cancelled)
+    try:
+        while not state.done:
+            state, _ = fit.advance(state, seconds=SLICE_S, progress=progress, cancelled=cancelled)
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                fit.save(state, checkpoint.fit)
+                saved = time.monotonic()
+    except Cancelled:
+        fit.save(state, checkpoint.fit)
+        raise
     return state

@@ -51,7 +51,7 @@ class LibraryWriter:
             refinement=refinement,
         )
         if facts.get("reexport"):
-            value = reexport(value, **facts["reexport"])
+            value = reexport(value, **facts["reexport"], cancelled=cancelled)
         check(cancelled)
 
         def stoppable(stage: str, step: int, steps: int, **metrics: float) -> None:

@@ -274,7 +274,7 @@ def test_auto_falls_back_to_trellis_when_no_poses_are_found(weights, photos, tmp
         return "views"
 
     class Saved:
-        views = tmp_path / "views.safetensors"
+        views, choice = tmp_path / "views.safetensors", tmp_path / "choice.json"
 
     monkeypatch.setattr(sentence, "survey", lambda *a: (9, "sfm"))
     monkeypatch.setattr(sentence, "read", read)

@@ -1,6 +1,7 @@
 """A Reconstruction on disk, so that other formats, face counts and texture sizes need no model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from viewmesh.geometry.nearest import NearestSurface
 from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 from viewmesh.geometry.simplify import simplify
 from viewmesh.geometry.unwrap import unwrap
+from viewmesh.progress import never
 from viewmesh.render.bake import dilate, sample_at, texel_map
 from viewmesh.render.tangent_space import from_tangent_space, into_tangent_space
 
@@ -81,12 +83,17 @@ def load_reconstruction(path: Path) -> Reconstruction:
 
 
 def reexport(
-    result: Reconstruction, *, target_faces: int | None = None, texture_size: int | None = None
+    result: Reconstruction,
+    *,
+    target_faces: int | None = None,
+    texture_size: int | None = None,
+    cancelled: Callable[[], bool] = never,
 ) -> Reconstruction:
     """The result with at most about target_faces triangles and textures of texture_size, baked from the old surface.
 
     Each new texel takes the material at the nearest point of the old mesh. The normal map is derived anew: the old
     shading normal there, in the new surface's tangent frame, so that detail lost as triangles stays as shading.
+    Raises Cancelled.
     """
     old = to_cpu(result.mesh)
     size = texture_size or old.material.base_color.shape[0]
@@ -94,7 +101,7 @@ def reexport(
         return result
     new = Mesh(old.mesh.vertices, old.mesh.faces)
     new = simplify(new, target_faces) if target_faces else new
-    atlas = unwrap(new, size)
+    atlas = unwrap(new, size, cancelled=cancelled)
     texels = texel_map(atlas.uvs, atlas.uv_faces, size)
     valid = texels.valid
     points = sample_at(texels, new.vertices, new.faces)[valid]

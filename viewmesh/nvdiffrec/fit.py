@@ -127,7 +127,8 @@ def advance(
 
     The given state stays as it was. One step is always made. With `seconds` a call ends with its phase, too, so that
     each of the long steps between the passes (see `surface`) begins a call of its own and is all that a call which
-    dies in it can lose. Raises Cancelled between two steps, and within two seconds in a long one.
+    dies in it can lose. Raises Cancelled between two steps, and between the parts of a long one: a second or two apart
+    on a machine that does nothing else.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     work, metrics, made = _Work(state, cancelled), {}, 0

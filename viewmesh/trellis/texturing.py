@@ -68,7 +68,7 @@ def texture(
         surface = DenseSurface(dense.to(mesh.vertices.device))  # its tree grows beside the next two
         light = simplify(Mesh(dense.vertices, dense.faces), target_faces or TARGET_FACES)
     with part("unwrap"):
-        atlas = unwrap(light, size)
+        atlas = unwrap(light, size, cancelled=cancelled)
     with part("bake"):
         material = bake(light, atlas, surface, size)
     return Textured(TexturedMesh(light, atlas.uvs, atlas.uv_faces, material).validate(), seconds)
