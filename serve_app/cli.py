@@ -238,7 +238,7 @@ def start(
     environment = {
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
         "RAY_USAGE_STATS_ENABLED": "0",
-        **({} if _gpus() else {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}),  # one worker at a time computes
+        **{name: str(_threads()) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         **ingress.environment(),
         **ingress.own_ports(),
@@ -283,6 +283,13 @@ def stop(child: subprocess.Popen, seconds: float = 40.0) -> None:
 def _tail(data: Path) -> str:
     log = data / "serve.log"
     return f"{log}: {log.read_text(errors='replace')[-600:]}" if log.exists() else ""
+
+
+def _threads() -> int:
+    """Of each worker. Without a GPU one worker at a time computes; else one per GPU, and the exporters. Ray's default is
+    a worker's num_cpus, one: texturing and previews then take twice as long."""
+    cpus, gpus = os.cpu_count() or 1, _gpus()
+    return cpus if gpus == 0 else max(1, cpus // (gpus + 1))
 
 
 def _gpus() -> int:
