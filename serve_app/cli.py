@@ -286,7 +286,7 @@ def _tail(data: Path) -> str:
 
 
 def _threads() -> int:
-    """Of each worker. Without a GPU one worker at a time computes; else one per GPU, and the exporters. Ray's default is
+    """Of each worker. Without a GPU one worker at a time computes; else one per GPU, and exporters. Ray's default is
     a worker's num_cpus, one: texturing and previews then take twice as long."""
     cpus, gpus = os.cpu_count() or 1, _gpus()
     return cpus if gpus == 0 else max(1, cpus // (gpus + 1))
