@@ -6,9 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import trimesh
 from PIL import Image
 
 from viewmesh.geometry.camera import Cameras, fibonacci_sphere, look_at
+from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 from viewmesh.views.viewset import ViewSet
 
 BALL_CENTER, BALL_RADIUS = np.array([0.12, 0.1, 0.05]), 0.28
@@ -148,3 +150,12 @@ def surface_points(n: int = 400) -> torch.Tensor:
     ball = torch.from_numpy(BALL_CENTER) + BALL_RADIUS * fibonacci_sphere(n)
     corners = torch.cartesian_prod(*torch.from_numpy(np.stack([BOX_LOW, BOX_HIGH])).T)
     return torch.cat([ball, corners])
+
+
+def textured_ball() -> TexturedMesh:
+    """Grey, about the size of the object and not its shape."""
+    solid = trimesh.creation.icosphere(2, 0.3)
+    uvs = torch.from_numpy(solid.vertices[:, :2]).float() + 0.5
+    faces, grey = torch.from_numpy(solid.faces).long(), torch.full((16, 16, 3), 0.5)
+    mesh = Mesh(torch.from_numpy(solid.vertices).float(), faces)
+    return TexturedMesh(mesh, uvs, faces, Material(grey, grey, torch.eye(3)[2].repeat(16, 16, 1)))

@@ -1,12 +1,14 @@
 """`refine` from files to files, on a network of random weights: it makes nothing like the views."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import synthetic_views as synthetic
 import torch
-from tiny_command import shrink
+from known_crops import lost, seeing
+from tiny_command import shrink, tiny_preset
 
 from viewmesh import refine
 from viewmesh.geometry.camera import Cameras
@@ -15,7 +17,8 @@ from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
 from viewmesh.reconstruct import reconstruct
 from viewmesh.trellis.preprocess import reconviagen_image
-from viewmesh.trellis.tiny import write_tiny_trellis
+from viewmesh.trellis.reconviagen import ReconViaGen
+from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 from viewmesh.trellis.view_cameras import in_views
 
 WISHES = Options(
@@ -69,6 +72,91 @@ def test_views_that_cannot_be_posed_are_a_warning(weights, tmp_path):
     report = report_of(tmp_path, weights)
     assert "no cameras" in report["refinement"]["reason"]
     assert any("Structure from motion" in warning for warning in report["warnings"])
+
+
+def test_reconviagen_poses_the_views_itself(tmp_path, monkeypatch):
+    """VGGT of random weights would see nothing, see tests/serve_app/test_generative.py."""
+    weights, poses = write_tiny_reconviagen(tmp_path / "weights"), synthetic.around(6)
+    monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)
+    monkeypatch.setattr(ReconViaGen, "cameras", seeing(poses, 96.0))
+    synthetic.write_views(tmp_path, poses, size=(64, 64), f=96.0, cameras=None)
+    places = {"reconviagen": weights, "vggt-object": weights / "vggt"}
+    wishes = WISHES.model_copy(update={"model": "reconviagen", "formats": ("glb",)})
+    files = reconstruct(tmp_path, tmp_path / "out", wishes, device="cpu", weights=places)
+    report = json.loads(files["report.json"].read_text())
+    assert report["refinement"]["after"] is not None
+    assert report["quality"]["views"] == 6
+    assert not any("VGGT" in warning for warning in report["warnings"])
+
+
+def without_cameras(count: int = 6):
+    """Views, and a model that knows their cameras."""
+    posed = synthetic.viewset(synthetic.around(count))
+    return replace(posed, cameras=None, camera_source=None), object.__new__(ReconViaGen)
+
+
+def test_cameras_that_vggt_sees_become_the_scenes(monkeypatch):
+    views, model = without_cameras(40)
+    truth = synthetic.viewset(synthetic.around(40)).cameras
+    assert truth is not None
+    picked = torch.linspace(0, 39, 32).round().long().tolist()
+    focal = float(truth.fx[0])
+    monkeypatch.setattr(ReconViaGen, "cameras", seeing(synthetic.around(40)[picked], focal))
+    posed = refine.with_cameras(model, views)
+    assert posed.cameras is not None
+    assert (len(posed), posed.camera_source) == (32, "vggt")
+    assert posed.names[1] == views.names[picked[1]]
+    torch.testing.assert_close(posed.cameras.fx, truth.fx[picked])
+    torch.testing.assert_close(posed.cameras.cx, truth.cx[picked])
+    centers = posed.cameras.centers
+    ours, theirs = ((c - c.roll(1, 0)).norm(dim=-1) for c in (centers, truth.centers[picked]))
+    torch.testing.assert_close(ours / theirs, (ours / theirs).mean().expand(32))  # the same but for scale and place
+    assert float((centers.norm(dim=-1) * focal / truth.width).std()) < 1  # around the origin
+
+
+@pytest.mark.parametrize("harm", ["not a number", "at one place", "looking away", "an empty mask"])
+def test_cameras_that_vggt_gets_wrong_are_a_warning(harm, monkeypatch):
+    views, model = without_cameras()
+    right = seeing(synthetic.around(6), 96.0)
+
+    def wrong(model, images):
+        cameras = right(model, images)
+        poses = cameras.world_from_camera.clone()
+        if harm == "at one place":
+            poses[:, :3, 3] = 0
+        if harm == "looking away":
+            poses[:, :3, [0, 2]] *= -1
+        return lost(cameras) if harm == "not a number" else replace(cameras, world_from_camera=poses)
+
+    monkeypatch.setattr(ReconViaGen, "cameras", wrong)
+    if harm == "an empty mask":
+        images = views.images.clone()
+        images[0, ..., 3] = 0
+        views = replace(views, images=images)
+    found = refine.with_cameras(model, views)
+    assert found.cameras is None
+    assert "views.cameras: sfm" in found.warnings[-1]
+
+
+@pytest.mark.parametrize("harm", ["not a number", "at one place", "empty masks", "full masks"])
+def test_views_that_say_nothing_about_the_place_leave_the_mesh_as_it_is(harm):
+    views = synthetic.viewset(synthetic.around(4))
+    assert views.cameras is not None
+    poses, images = views.cameras.world_from_camera.clone(), views.images.clone()
+    if harm == "at one place":
+        poses[:, :3, 3] = 0
+    if harm.endswith("masks"):
+        images[..., 3] = 0 if harm == "empty masks" else 255
+    cameras = replace(views.cameras, world_from_camera=poses)
+    views = replace(views, cameras=lost(cameras) if harm == "not a number" else cameras, images=images)
+    mesh = synthetic.textured_ball()
+    state = refine.start(mesh, views, WISHES, tiny_preset("preview", "cpu"))
+    assert state.done
+    found = refine.finish(state, views)
+    assert found.mesh is mesh
+    assert found.views.cameras is None
+    assert not found.facts["kept"]
+    assert json.loads(json.dumps(found.facts, allow_nan=False)) == found.facts
 
 
 def test_cameras_of_crops_are_cameras_of_the_views():

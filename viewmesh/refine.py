@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from viewmesh.errors import InputError, PoseError
+from viewmesh.errors import EmptyReconstruction, InputError, InvalidMesh, PoseError
+from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.nvdiffrec import fit
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from viewmesh.generate import Model
 
 PLAN = Plan()
+NO_VGGT_CAMERAS = (
+    "The cameras that VGGT sees do not agree with the views' masks. "
+    "Give cameras, or have structure from motion look for them (views.cameras: sfm)."
+)
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,29 @@ def read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
 
 
 def with_cameras(model: "Model", views: ViewSet) -> ViewSet:
-    """Views without cameras, with those that ReconViaGen's VGGT sees; as they are where nothing comes of it."""
+    """Views without cameras, with those that ReconViaGen's VGGT sees: the views that it looks at where they are too
+    many. As they are, with a warning, where the masks and what it sees do not fit together."""
     from viewmesh.trellis.reconviagen import ReconViaGen
 
     if views.cameras is not None or not isinstance(model, ReconViaGen) or views.mask_source == "none":
         return views
+    from viewmesh.generate import few_enough
     from viewmesh.trellis.view_cameras import in_views
 
-    cameras = in_views(model.cameras(views.images), views.images)
+    seen, _ = few_enough(views, "reconviagen")
     try:
-        found = normalise(cameras, views.images[..., 3].float() / 255)
-    except InputError as error:
-        return replace(views, warnings=(*views.warnings, f"VGGT's cameras cannot be used: {error}"))
-    posed = replace(views, cameras=cameras, depths=None, camera_source="vggt")  # its scale is not the depth maps'
+        cameras = in_views(model.cameras(seen.images), seen.images)
+        return _posed(seen, cameras)
+    except (InputError, torch.linalg.LinAlgError):
+        return replace(views, warnings=(*views.warnings, NO_VGGT_CAMERAS))
+
+
+def _posed(views: ViewSet, cameras: Cameras) -> ViewSet:
+    """Views with cameras of any frame and scale, in the scene frame. Raises InputError, LinAlgError."""
+    if not all(t.isfinite().all() for t in (cameras.world_from_camera, cameras.fx, cameras.fy)):
+        raise InputError("The cameras are not finite.")
+    found = normalise(cameras, views.images[..., 3].float() / 255)
+    posed = replace(views, cameras=cameras, depths=None, camera_source="vggt")  # their scale is not the depth maps'
     return posed.moved(torch.linalg.inv(found.world_from_scene))
 
 
@@ -108,10 +123,14 @@ def start(
     notes = {"registration": found.json()}
     if not found.good:
         share = round(100 * found.silhouette_iou)
-        reason = f"The mesh was not refined: it agrees with no more than {share} % of the views' silhouettes."
+        whose = " under VGGT's cameras" if views.camera_source == "vggt" else ""
+        reason = f"The mesh was not refined: it agrees with no more than {share} % of the views' silhouettes{whose}."
         return _given_up(mesh, views, numbers, device, {**notes, "reason": reason})
     placed = mesh.transformed(found.scene_from_mesh)
-    state = fit.start(views, numbers, generator, placed, device=device)
+    try:
+        state = fit.start(views, numbers, generator, placed, device=device, cancelled=cancelled)
+    except (InputError, InvalidMesh, EmptyReconstruction) as error:
+        return _given_up(mesh, views, numbers, device, {**notes, "reason": f"The mesh was not refined. {error}"})
     return replace(state, notes=notes)
 
 

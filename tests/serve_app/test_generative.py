@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import synthetic_views as synthetic
+from known_crops import seeing
 from PIL import Image
 from tiny_command import tiny_preset
 
@@ -18,7 +19,8 @@ from viewmesh.errors import MissingModel, OptionError
 from viewmesh.nvdiffrec import presets, register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
-from viewmesh.trellis.tiny import write_tiny_trellis
+from viewmesh.trellis.reconviagen import ReconViaGen
+from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,37 @@ async def test_refining_with_cameras(fresh, weights, tmp_path, monkeypatch):
         percents = [data["percent"] for _, kind, data in await running.events(job["id"]) if kind == "progress"]
         assert percents == sorted(percents)
         assert "gaussians.ply" in {a["name"] for a in job["artifacts"]}
+
+
+async def test_reconviagen_refines_with_the_cameras_that_vggt_sees(fresh, tmp_path, monkeypatch):
+    """First those of random weights, with which the mesh is handed out as it came; then the right ones."""
+    monkeypatch.setattr(presets, "preset", tiny_preset)
+    monkeypatch.setattr(refine, "PLAN", Plan(rotations=64, candidates=2, coarse_steps=1, finalists=1, fine_size=48))
+    monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)
+    folder, poses = write_tiny_reconviagen(tmp_path / "weights"), synthetic.around(6)
+    synthetic.write_views(tmp_path, poses, size=(64, 64), f=96.0, cameras=None)
+    files = [("views", (f.name, f.read_bytes())) for f in sorted((tmp_path / "views").iterdir())]
+    places = {"reconviagen": str(folder), "vggt-object": str(folder / "vggt")}
+    wishes = {**WISHES, "model": "reconviagen", "formats": ["glb"], "refine": True}
+
+    async def report(running) -> dict:
+        answer = await running.http.post(
+            "/v1/reconstructions", files=files, data={"options": json.dumps(wishes)}, headers={"prefer": "wait=90"}
+        )
+        assert answer.json()["state"] == "succeeded", answer.text
+        return answer.json()["report"]
+
+    async with fresh(fake=None, device="cpu", models=["nvdiffrec", "reconviagen"], weights=places) as running:
+        found = await report(running)
+        assert not found["refinement"]["kept"]
+        assert refine.NO_VGGT_CAMERAS in found["warnings"]
+        assert "no cameras" in found["refinement"]["reason"]
+        assert found["quality"] is None
+        monkeypatch.setattr(ReconViaGen, "cameras", seeing(poses, 96.0))
+        found = await report(running)
+        assert found["refinement"]["after"] is not None
+        assert found["quality"]["views"] == 6
+        assert not any("VGGT" in warning for warning in found["warnings"])
 
 
 def test_what_is_served(weights):

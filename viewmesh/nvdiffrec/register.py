@@ -90,13 +90,9 @@ def register(
     """The similarity that brings a mesh into agreement with posed, masked views. Progress counts percent.
 
     mesh: in any frame, right-handed, roughly the object that the views show. Raises InputError for views without
-    cameras or masks, InvalidMesh, Cancelled. A poor match is no error: look at `good`.
+    cameras or masks or with such as say nothing, InvalidMesh, Cancelled. A poor match is no error: look at `good`.
     """
-    if views.cameras is None or views.mask_source == "none":
-        missing = "cameras" if views.cameras is None else "masks"
-        raise InputError(
-            f"The views have no {missing} to register a mesh with.", hint="Give them, or leave out refine."
-        )
+    _require_sights(views)
     mesh.validate()
     device = torch.device(device)
     rasterizer = get_rasterizer(device)
@@ -128,7 +124,28 @@ def register(
     final = polish.agreement(best)
     tell(1)
     matrix = best.cpu()
-    return Registration(matrix, float(similarity_scale(matrix)), final.iou, final.color, final.depth)
+    scale = float(similarity_scale(matrix))
+    if not (matrix.isfinite().all() and scale > 0):
+        raise InputError("Under the views' cameras the object has no place.", hint="Give cameras, or leave out refine.")
+    return Registration(matrix, scale, final.iou, final.color, final.depth)
+
+
+def _require_sights(views: ViewSet) -> None:
+    """Raises InputError where nothing in the views says where the object is."""
+    inside = views.images[..., 3] > 127
+    missing = ""
+    if views.cameras is None:
+        missing = "cameras"
+    elif not all(t.isfinite().all() for t in (views.cameras.world_from_camera, views.cameras.fx, views.cameras.fy)):
+        missing = "cameras of finite numbers"
+    elif views.mask_source == "none":
+        missing = "masks"
+    elif bool(inside.all()) or not bool(inside.any()):
+        missing = "masks with an inside and an outside"
+    if missing:
+        raise InputError(
+            f"The views have no {missing} to register a mesh with.", hint="Give them, or leave out refine."
+        )
 
 
 def _aligned(

@@ -119,6 +119,8 @@ class Aligner:
             check(cancelled)
             scale = float(torch.linalg.det(pose[:3, :3]).abs() ** (1 / 3))
             size = reach * scale  # scene units: all seven parameters are measured in it
+            if not size > 0:
+                break  # cameras that are no cameras of the object
             h = 0.7 * self.footprint / size
             twists = torch.cat([torch.zeros(1, 7), h * torch.eye(7), -h * torch.eye(7)]).double().to(pose.device)
             r = self.residuals(moved(pose, twists, center, size))
@@ -126,11 +128,11 @@ class Aligner:
             H, g, cost = (J @ J.T).double(), (J @ r[0]).double(), float(r[0].square().sum())
             trials = torch.tensor([damping * f for f in (0.1, 1.0, 30.0)], dtype=torch.float64, device=pose.device)
             A = H + trials[:, None, None] * torch.diag(H.diagonal().clamp(min=1e-9))
-            delta = -torch.linalg.solve(A, g.expand(3, 7)).clamp(-0.3, 0.3)
+            delta = -torch.linalg.solve_ex(A, g.expand(3, 7))[0].nan_to_num(0).clamp(-0.3, 0.3)
             tried = moved(pose, torch.cat([torch.zeros_like(delta[:1]), delta]), center, size)
             costs = self.residuals(tried).square().sum(1)[1:]
             best = int(costs.argmin())
-            if float(costs[best]) >= cost:
+            if not float(costs[best]) < cost:
                 damping *= 100
                 if damping > 1e4:
                     break
