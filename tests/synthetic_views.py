@@ -158,4 +158,4 @@ def textured_ball() -> TexturedMesh:
     uvs = torch.from_numpy(solid.vertices[:, :2]).float() + 0.5
     faces, grey = torch.from_numpy(solid.faces).long(), torch.full((16, 16, 3), 0.5)
     mesh = Mesh(torch.from_numpy(solid.vertices).float(), faces)
-    return TexturedMesh(mesh, uvs, faces, Material(grey, grey, torch.eye(3)[2].repeat(16, 16, 1)))
+    return TexturedMesh(mesh, uvs, faces.clone(), Material(grey, grey.clone(), torch.eye(3)[2].repeat(16, 16, 1)))
