@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,19 @@ class ArtifactStore:
                 if move:
                     file.unlink(missing_ok=True)
             return Ref(key, digest, size)
+
+    def create(self, write: Callable[[Path], str | None], key: str) -> Ref:
+        """Commits under a key what `write` leaves at the path that it is given; it may return the sha256."""
+        file = self.spool()
+        try:
+            try:
+                sha256 = write(file)
+            except OSError:  # others are the writer's own
+                with _explained(f"write {key}"):
+                    raise
+            return self.put(file, key, sha256=sha256, move=True)
+        finally:
+            file.unlink(missing_ok=True)
 
     def put_bytes(self, data: bytes, key: str) -> Ref:
         file = self.spool()

@@ -36,7 +36,9 @@ class Session(Protocol):
         """Works for about so long; returns the last metrics. Progress counts steps of the whole job."""
         ...
 
-    def save(self, out: Path) -> None: ...
+    def save(self, out: Path) -> str | None:
+        """Returns the file's sha256, if it is known."""
+        ...
 
     def preview(self, out: Path) -> bool:
         """Writes a small PNG of the state, if it can do so cheaply; says whether it did."""

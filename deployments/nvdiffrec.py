@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,12 @@ class Nvdiffrec:
         workdir = Path(tempfile.mkdtemp(prefix="viewmesh-slice-"))
         try:
             session, metrics, resumed = self._advance(call, workdir, progress, cancelled)
-            saved = workdir / "checkpoint"
-            session.save(saved)
-            ref = self.store.put(saved, fresh(f"jobs/{job_id}/checkpoints", f"{session.step:08d}"), move=True)
-            preview = workdir / "preview.png"
-            shown = None
-            if session.preview(preview):
-                shown = self.store.put(
-                    preview, fresh(f"jobs/{job_id}/previews", f"{session.step:08d}.png"), move=True
-                ).json()
+            with ThreadPoolExecutor(1) as beside:
+                saving = beside.submit(
+                    self.store.create, session.save, fresh(f"jobs/{job_id}/checkpoints", f"{session.step:08d}")
+                )
+                shown = self._show(job_id, session, workdir / "preview.png")
+                ref = saving.result()
             self._keep(job_id, ref.sha256, session)
             self.device.record(self.engine.memory())
             return {
@@ -104,6 +102,11 @@ class Nvdiffrec:
             }
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
+
+    def _show(self, job_id: str, session: Session, file: Path) -> dict[str, Any] | None:
+        if not session.preview(file):
+            return None
+        return self.store.put(file, fresh(f"jobs/{job_id}/previews", f"{session.step:08d}.png"), move=True).json()
 
     def _advance(self, call: dict[str, Any], workdir: Path, *given: Any) -> tuple[Session, dict[str, float], bool]:
         """One slice; when the device's memory runs out, once more with less, from the checkpoint."""

@@ -52,9 +52,9 @@ class NvdiffrecSession:
         self.state, metrics = fit.advance(self.state, seconds=seconds, progress=progress, cancelled=cancelled)
         return {name: float(value) for name, value in metrics.items()}
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Path) -> str:
         assert self.state is not None
-        fit.save(self.state, out)
+        return fit.save(self.state, out)
 
     def preview(self, out: Path) -> bool:
         pixels = None if self.state is None or self.state.notes.get("reason") else preview(self.state)

@@ -100,3 +100,29 @@ def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(monke
     with pytest.raises(OptionError, match="nope://") as raised:
         ArtifactStore("nope://secret/prefix")
     assert "secret" not in str(raised.value)
+
+
+def test_what_is_created_in_place_is_committed_with_the_sha256_its_writer_gives(store, tmp_path):
+    def write(path: Path) -> str:
+        path.write_bytes(b"12345")
+        return "its own"
+
+    assert store.create(write, "k/a") == Ref("k/a", "its own", 5)
+    assert store.create(lambda path: path.write_bytes(b"12345") and None, "k/b").sha256 == hash_file(source(tmp_path))
+
+
+def test_a_writer_that_fails_commits_nothing_and_keeps_its_error(store, tmp_path):
+    def fails(error: Exception):
+        def write(path: Path) -> None:
+            path.write_bytes(b"123")
+            raise error
+
+        return write
+
+    with pytest.raises(StoreFull):
+        store.create(fails(OSError(errno.ENOSPC, "full")), "k/a")
+    with pytest.raises(RuntimeError, match="CUDA error"):  # the device's trouble, not the store's
+        store.create(fails(RuntimeError("CUDA error")), "k/a")
+    assert not store.exists("k/a")
+    assert store.spool().parent.exists()
+    assert not list(tmp_path.glob("store/tmp/*"))

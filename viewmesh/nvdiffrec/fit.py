@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor
 
@@ -32,6 +32,8 @@ from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.repeatable import repeatable
 from viewmesh.nvdiffrec.shape import BAND_EVERY
 from viewmesh.nvdiffrec.shape_pass import new_variables, shape_step
+from viewmesh.nvdiffrec.sparse import packed, unpacked
+from viewmesh.nvdiffrec.stream import write_safetensors
 from viewmesh.nvdiffrec.surface import Cleaned, Surface, baked, cleaned, from_mesh, unwrapped
 from viewmesh.nvdiffrec.texture_pass import texture_step
 from viewmesh.progress import Progress, check, never, silent
@@ -42,7 +44,7 @@ from viewmesh.views.viewset import ViewSet
 Phase = Literal["shape", "clean", "unwrap", "bake", "texture", "done"]
 Metrics = dict[str, float]
 BETWEEN: tuple[Phase, ...] = ("clean", "unwrap", "bake")  # the passes: one long step each
-FORMAT = 3  # of the saved state
+FORMAT = 4  # of the saved state
 REPORT_EVERY = 10  # steps between two calls of progress
 
 
@@ -277,11 +279,12 @@ def _textured(problem: Problem, surface: Surface, variables: Variables) -> Textu
     )
 
 
-def save(state: State, path: Path) -> None:
-    """One safetensors file that holds everything but the views; written beside `path` and then moved there."""
+def save(state: State, path: Path) -> str:
+    """One safetensors file that holds everything but the views; written beside `path`, through to the disk, and then
+    moved there. Returns its sha256."""
     tensors = {f"variables/{k}": v for k, v in state.variables.items()}
-    tensors |= {f"first/{k}": v for k, v in state.moments.first.items() if v.any()}  # zeros are most of a new pass
-    tensors |= {f"second/{k}": v for k, v in state.moments.second.items() if v.any()}
+    tensors |= {f"first/{k}": v for k, v in state.moments.first.items()}
+    tensors |= {f"second/{k}": v for k, v in state.moments.second.items()}
     if state.band is not None:
         tensors["band"] = state.band
     if state.cleaned is not None:
@@ -291,15 +294,19 @@ def save(state: State, path: Path) -> None:
         tensors |= {f"surface/{k}": v for k, v in vars(state.surface).items()}
     if state.initial is not None:
         tensors |= {f"initial/{k}": v for k, v in _flat(state.initial).items()}
+    tensors, contents = packed(tensors)
     header = {
-        "format": FORMAT, "seed": state.seed, "phase": state.phase, "step": state.step, "count": state.moments.count,
-        "preset": asdict(state.problem.preset), "views": state.problem.fingerprint, "notes": state.notes,
+        "format": FORMAT, "contents": contents, "seed": state.seed, "phase": state.phase, "step": state.step,
+        "count": state.moments.count, "preset": asdict(state.problem.preset), "views": state.problem.fingerprint,
+        "notes": state.notes,
     }  # fmt: skip
-    # a copy of each: a state's parts may share memory and the format forbids it
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     temporary = path.with_name(path.name + ".part")
-    safetensors.torch.save_file(tensors, temporary, metadata={"viewmesh": json.dumps(header)})
-    temporary.replace(path)
+    try:
+        sha256 = write_safetensors(temporary, tensors, {"viewmesh": json.dumps(header)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sha256
 
 
 def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> State:
@@ -319,13 +326,16 @@ def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> S
     problem = Problem(views, Preset(**named), device)
     if fingerprint != problem.fingerprint:
         raise InputError("belongs to another view set.", file=path.name, hint=again)
+    try:
+        tensors = unpacked(tensors, header["contents"])
+    except KeyError as error:
+        raise InputError("is not a saved fit.", file=path.name, hint=again) from error
 
     def part(prefix: str) -> Variables:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     variables = part("variables/")
-    zero = zero_moments(variables)
-    moments = Moments(zero.first | part("first/"), zero.second | part("second/"), header["count"])
+    moments = Moments(part("first/"), part("second/"), header["count"])
     surface, initial = part("surface/"), part("initial/")
     dense, light = (
         Mesh(**{k: v.cpu() for k, v in mesh.items()}) if (mesh := part(f"cleaned/{name}/")) else None
