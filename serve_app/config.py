@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from serve_app.models import MODELS
 from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
 from viewmesh.weights.ready import readiness
 
-GENERATIVE = {"trellis": "Trellis", "reconviagen": "ReconViaGen"}  # deployments that exist where their model is served
+GENERATIVE = {model.name: model.deployment for model in MODELS.values() if model.kind == "generator"}
 DEPLOYMENTS = ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter")
 WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},

@@ -17,10 +17,11 @@ from viewmesh.weights.ready import Readiness
 
 @dataclass(frozen=True)
 class Model:
-    """kind: an `optimiser` works in slices, a `generator` in one call. bind: args → the application of its worker.
-    fields: the options that mean something to it."""
+    """kind: an `optimiser` works in slices, a `generator` in one call. deployment: its name; bind: args → the
+    application of its worker. fields: the options that mean something to it."""
 
     name: str
+    deployment: str
     kind: Literal["optimiser", "generator"]
     description: str
     licence: str
@@ -74,6 +75,7 @@ MODELS: dict[str, Model] = {
     for model in (
         Model(
             "nvdiffrec",
+            "Nvdiffrec",
             "optimiser",
             "Fits the topology, PBR material and light of one mesh to posed views by differentiable rendering.",
             "Apache-2.0",
@@ -83,6 +85,7 @@ MODELS: dict[str, Model] = {
         ),
         Model(
             "trellis",
+            "Trellis",
             "generator",
             "TRELLIS-image-large, several views by stochastic or multidiffusion sampling.",
             "MIT (TRELLIS), Apache-2.0 (DINOv2)",
@@ -92,6 +95,7 @@ MODELS: dict[str, Model] = {
         ),
         Model(
             "reconviagen",
+            "ReconViaGen",
             "generator",
             "TRELLIS conditioned on VGGT multi-view features.",
             "its weights are to be treated as non-commercial",

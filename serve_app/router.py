@@ -13,6 +13,7 @@ from serve_app.auth import KeyRing, is_loopback
 from serve_app.durable import Workflows
 from serve_app.events import EventHub
 from serve_app.jobs import JobStore
+from serve_app.replicas import Replicas
 from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
 
@@ -30,6 +31,7 @@ class Service:
         self.artifacts = ArtifactStore(args.artifacts_url())
         self.workflows = Workflows(self.store.engine)
         self.store.on_end = self.workflows.deliver
+        self.replicas = Replicas()
         self.hub = EventHub(self.store, lambda: self.config.poll_s)
 
     def asgi(self, *, echo_request_id: bool = True) -> Edge:

@@ -259,9 +259,11 @@ async def artifact(
     responses={k: v for k, v in PROBLEMS.items() if k in (401, 503)},
 )
 async def list_models(s: Serving) -> ModelList:
-    found = []
+    found, deployed = [], await s.replicas.seen()
     for model in models.MODELS.values():
         state = model.readiness(s.args)
+        if state.ready and model.deployment in deployed:
+            state = deployed[model.deployment].readiness()
         found.append(
             ModelView(
                 name=model.name,

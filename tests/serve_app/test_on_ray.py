@@ -112,6 +112,11 @@ def test_a_caller_cannot_set_the_time_limit_of_serve(service):
     assert answer.headers["preference-applied"] == "wait=2"
 
 
+def test_models_are_ready_once_their_replica_runs(service):
+    (served,) = [model for model in httpx.get(f"{service.url}/v1/models").json()["models"] if model["ready"]]
+    assert (served["name"], served["reason"]) == ("nvdiffrec", "")
+
+
 def test_replicas_log_json_with_the_ids_of_job_and_request(service, client, tmp_path):
     job_id = service.submit(client, tmp_path, optimise_s=0.1)
     service.assert_whole(client, job_id)

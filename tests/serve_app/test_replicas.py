@@ -1,0 +1,53 @@
+"""What /v1/models says of a model whose replica starts, failed, runs, or is not wanted now."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app.replicas import Replicas, Seen, seen_in
+
+
+def application(status: str, running: int, message: str = "") -> SimpleNamespace:
+    found = SimpleNamespace(status=status, replica_states={"RUNNING": running, "STARTING": 1}, message=message)
+    idle = SimpleNamespace(status="HEALTHY", replica_states={"RUNNING": 1}, message="")
+    return SimpleNamespace(deployments={"Trellis": found, "Conductor": idle})
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "ready", "reason"),
+    [
+        ("HEALTHY", 1, True, ""),
+        ("UPDATING", 1, True, ""),
+        ("UPDATING", 0, False, "starting"),
+        ("HEALTHY", 0, True, "on demand"),
+        ("UPSCALING", 0, True, "on demand"),
+        ("DEPLOY_FAILED", 0, False, "needs about 6.0 GB, 2.0 GB are free"),
+        ("UNHEALTHY", 0, False, "needs about 6.0 GB, 2.0 GB are free"),
+    ],
+)
+def test_readiness_of_a_deployment(status, running, ready, reason):
+    message = "The deployment failed to start 3 times:\n\nTrellis needs about 6.0 GB, 2.0 GB are free\n"
+    other = SimpleNamespace(deployments={"Trellis": None})
+    found = seen_in({"other": other, "viewmesh": application(status, running, message)})["Trellis"]
+    state = found.readiness()
+    assert state.ready == ready
+    assert reason in state.reason
+
+
+async def test_nothing_is_seen_outside_a_cluster_and_a_lost_controller_is_no_error(monkeypatch):
+    assert await Replicas().seen() == {}
+
+    def lost():
+        raise RuntimeError("the controller is away")
+
+    monkeypatch.setattr("serve_app.replicas._look", lost)
+    assert await Replicas().seen() == {}
+
+
+async def test_the_controller_is_asked_now_and_then(monkeypatch):
+    asked = []
+    monkeypatch.setattr("serve_app.replicas._look", lambda: asked.append(1) or {"Trellis": Seen("HEALTHY", len(asked))})
+    replicas = Replicas()
+    for _ in range(5):
+        assert (await replicas.seen())["Trellis"].running == 1
+    assert len(asked) == 1
