@@ -23,10 +23,11 @@ tests/export/node_modules/.stamp: tests/export/package-lock.json
 	  $(SUDO) apt-get install -yq --no-install-recommends chromium) || echo "no Chromium: the web page's tests are skipped"
 	mkdir -p .venv && touch $@
 
-postgresql: # best effort: without it the tests on PostgreSQL are skipped and say so
+.venv/.postgresql: # best effort: without it the tests on PostgreSQL are skipped and say so
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || \
 	 ($(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends postgresql) || \
 	 echo 'PostgreSQL could not be installed: the tests on it are skipped'
+	mkdir -p .venv && touch $@
 
 .venv/prometheus/.stamp: .venv/.stamp # unpacked, not installed: nothing is to run beside the tests
 	mkdir -p $(@D)
@@ -44,7 +45,7 @@ lint: setup ## ruff, ruff format, pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup postgresql tests/export/node_modules/.stamp .venv/.browser .venv/prometheus/.stamp ## what CI runs: under 12 minutes on 2 cores
+test: setup .venv/.postgresql tests/export/node_modules/.stamp .venv/.browser .venv/prometheus/.stamp ## what CI runs: under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not scale'
 
 test-slow: setup ## the long tests
@@ -53,7 +54,7 @@ test-slow: setup ## the long tests
 test-faults: setup ## kill, redeploy and restart the service
 	$(BIN)/python -m pytest -m slow tests/serve_app --timeout 1800
 
-test-stores: setup postgresql ## the service on a real Ray, and its faults, on PostgreSQL and S3
+test-stores: setup .venv/.postgresql ## the service on a real Ray, and its faults, on PostgreSQL and S3
 	$(BIN)/python -m pytest tests/serve_app/test_on_ray.py tests/serve_app/test_postgres_on_ray.py \
 	  tests/serve_app/test_faults.py tests/serve_app/test_lease.py --stores cloud --timeout 1800
 
@@ -72,4 +73,4 @@ bench: setup ## the figures of the README on the sample capture
 	$(BIN)/python bench/reconstruct.py out/sample --test out/sample/transforms_test.json --mesh out/sample/mesh_gt.ply
 	$(BIN)/python bench/raster.py
 
-.PHONY: help setup demo lint test test-slow test-faults test-stores test-scale postgresql soak test-gpu bench
+.PHONY: help setup demo lint test test-slow test-faults test-stores test-scale soak test-gpu bench
