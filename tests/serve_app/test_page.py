@@ -43,14 +43,16 @@ class Site:
         page.set_default_timeout(15_000)
         await page.add_init_script(WATCH)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and self._complained(said.text))
+        page.on("console", lambda said: said.type == "error" and self._complained(said))
         page.on("request", lambda asked: self._asked(asked.url))
         await page.goto(self.url + at)
         return page
 
-    def _complained(self, text: str) -> None:
-        if not (self.deleting and "404 (Not Found)" in text):
-            self.complaints.append(text)
+    def _complained(self, said) -> None:
+        where = said.location["url"]
+        gone = self.deleting or "/preview.png" in where  # a preview goes when its job ends
+        if not (gone and "404 (Not Found)" in said.text):
+            self.complaints.append(f"{said.text} {where}")
 
     def _asked(self, url: str) -> None:
         if not url.startswith((self.url + "/", f"blob:{self.url}/", "data:")):
