@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from ray.serve import metrics
 
-from deployments.logs import Log, log_of
+from deployments.logs import Log
 from deployments.messages import Done, Failed, Message
 
 BUCKETS = [0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800]
@@ -33,11 +33,8 @@ class StageMetrics:
             "viewmesh_stage_resumes_total", description="Calls that loaded a checkpoint.", tag_keys=("stage",)
         )
 
-    async def watch(
-        self, messages: AsyncGenerator[Message, None], log: Log | None = None
-    ) -> AsyncGenerator[Message, None]:
+    async def watch(self, messages: AsyncGenerator[Message, None], log: Log) -> AsyncGenerator[Message, None]:
         """Passes the messages on, counts the call by its last one and logs how it ended."""
-        log = log or log_of("")
         stage, started, outcome = self.tags["stage"], time.monotonic(), "stopped"
         try:
             async with aclosing(messages):

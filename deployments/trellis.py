@@ -19,9 +19,10 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import POSED, Generator, make
+from deployments.logs import log_of
 from deployments.messages import Message
 from deployments.metrics import DeviceMetrics, StageMetrics
-from deployments.running import Unhealthy, Worker, out_of_device_memory
+from deployments.running import Worker, out_of_device_memory
 
 log = logging.getLogger("ray.serve")
 
@@ -41,50 +42,34 @@ class Trellis:
         self.engine: Generator = make(engine, **engine_args)
         self.metrics = StageMetrics("generate")
         self.device = DeviceMetrics()
-        self.stall_s = 300.0
-        self.poisoned = ""
-        self.workers: set[Worker] = set()
+        self.worker = Worker(at_once=None)
         self.warming: threading.Thread | None = None
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        self.stall_s = float(config.get("stall_s", self.stall_s))
+        self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))
         self.engine.together = max(1, int(config.get("together", self.engine.together)))
         if config.get("compile", True) and self.warming is None:
             self.warming = threading.Thread(target=self._warm, daemon=True)
             self.warming.start()
 
     def check_health(self) -> None:
-        if self.poisoned:
-            raise Unhealthy(f"the device context is unusable: {self.poisoned}")
-        for worker in list(self.workers):
-            worker.check_health()
+        self.worker.check_health()
 
     async def generate(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, views. Done: result (Ref), facts, seconds."""
-        worker = Worker(stall_s=self.stall_s)
-        worker.poisoned = self.poisoned
-        self.workers.add(worker)
-        try:
-            work = worker.run(lambda p, c: self._generate(call, p, c), on_memory=self.engine.release)
-            async with aclosing(self.metrics.watch(work)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self.poisoned = self.poisoned or worker.poisoned
-            self.workers.discard(worker)
+        work = self.worker.run(
+            lambda p, c: self._generate(call, p, c), job_id=call["job_id"], on_memory=self.engine.release
+        )
+        async with aclosing(self.metrics.watch(work, log_of(call["job_id"]))) as messages:
+            async for message in messages:
+                yield message
 
     def _generate(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
         workdir = Path(tempfile.mkdtemp(prefix="viewmesh-generate-"))
         try:
             views, out = self.store.fetch(call["views"], workdir), workdir / "result.safetensors"
-            try:
-                facts = self.engine.generate(views, call["options"], out, progress, cancelled)
-            except Exception as error:
-                if not out_of_device_memory(error):
-                    raise
-                self.engine.release()  # once more: what another call had in use may be free by now
-                facts = self.engine.generate(views, call["options"], out, progress, cancelled)
+            facts = self._facts(views, call, out, progress, cancelled)
             ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
             self.device.record(self.engine.memory())
             done = {"result": ref.json(), "facts": facts, "seconds": time.monotonic() - started}
@@ -94,6 +79,18 @@ class Trellis:
             return done
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
+
+    def _facts(self, views: Path, call: dict[str, Any], out: Path, *given: Any) -> dict[str, Any]:
+        """The engine's; when the device's memory runs out, once more: what other calls had in use may be free now."""
+        try:
+            return self.engine.generate(views, call["options"], out, *given)
+        except Exception as error:
+            if not out_of_device_memory(error):
+                raise
+            log_of(call["job_id"]).warning(f"out of memory; once more: {error}")
+        # Only here: until its except block ends, the error keeps what filled the device.
+        self.engine.release()
+        return self.engine.generate(views, call["options"], out, *given)
 
     def _warm(self) -> None:
         try:

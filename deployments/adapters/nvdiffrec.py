@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from deployments.adapters.device import OnDevice
 from deployments.adapters.meshfile import load_gaussians, load_mesh, save_mesh
 from viewmesh import refine
 from viewmesh.errors import OutOfMemory
@@ -76,7 +77,7 @@ class NvdiffrecSession:
         return facts
 
 
-class NvdiffrecOptimiser:
+class NvdiffrecOptimiser(OnDevice):
     """device: auto, cpu or cuda. The first kernels are built here, before the replica reports ready."""
 
     def __init__(self, device: str = "auto") -> None:
@@ -116,16 +117,6 @@ class NvdiffrecOptimiser:
     def _preset(self, options: Options, views: ViewSet, smaller: bool) -> Preset:
         numbers = preset_for(options, views, self.device)
         return _smaller(numbers) if smaller else numbers
-
-    def release(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def memory(self) -> dict[str, int]:
-        if self.device.type != "cuda":
-            return {}
-        free, total = torch.cuda.mem_get_info(self.device)
-        return {"used": torch.cuda.memory_allocated(self.device), "free": free, "total": total}
 
 
 def warm_up(device: torch.device) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deployments.adapters.device import OnDevice
 from deployments.adapters.meshfile import save_mesh
 from deployments.engines import POSED
 from deployments.running import out_of_device_memory
@@ -23,7 +24,7 @@ log = logging.getLogger("ray.serve")
 TOGETHER = 4  # calls on the device at once
 
 
-class LibraryGenerator:
+class LibraryGenerator(OnDevice):
     """model: trellis or reconviagen. device: auto, cpu or cuda. weights: folders by weight set, see weights.ready.
 
     TRELLIS runs the calls that wait for the device together, at most `together` of them; ReconViaGen one at a time.
@@ -85,13 +86,3 @@ class LibraryGenerator:
             return self._draft([call])[0]
         except Exception as error:
             return error
-
-    def release(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def memory(self) -> dict[str, int]:
-        if self.device.type != "cuda":
-            return {}
-        free, total = torch.cuda.mem_get_info(self.device)
-        return {"used": torch.cuda.memory_allocated(self.device), "free": free, "total": total}
