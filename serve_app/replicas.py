@@ -1,12 +1,14 @@
 """Whether a model that is served has a replica to answer for it, as Serve's controller sees it."""
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from viewmesh.weights.ready import Readiness
 
+log = logging.getLogger("ray.serve")
 FRESH_S = 2.0
 PATIENCE_S = 1.0
 
@@ -45,7 +47,8 @@ class Replicas:
             self._at = time.monotonic()
             try:
                 self._seen = await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
-            except Exception:  # the controller is away; what runs goes on without it
+            except Exception as error:  # the controller is away; what runs goes on without it
+                log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
                 self._seen = {}
         return self._seen
 

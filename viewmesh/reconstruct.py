@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -241,13 +242,13 @@ def optimise(
     progress: Progress,
     cancelled: Callable[[], bool],
 ):
-    """Fits mesh, material and light, writing a checkpoint now and then and when it is stopped."""
-    if checkpoint.fit.exists():
-        state = fit.load(checkpoint.fit, views, device=device)
-    else:
+    """Fits mesh, material and light."""
+
+    def begin() -> fit.State:
         generator = torch.Generator().manual_seed(options.seed)
-        state = fit.start(views, preset_for(options, views, device), generator, device=device)
-    return fit.finish(advanced(state, checkpoint, progress, cancelled))
+        return fit.start(views, preset_for(options, views, device), generator, device=device)
+
+    return fit.finish(fitted(begin, views, checkpoint, device=device, progress=progress, cancelled=cancelled))
 
 
 def refine(
@@ -261,18 +262,26 @@ def refine(
     cancelled: Callable[[], bool],
 ) -> Refined:
     """A generated mesh registered with the views and fitted to them; as it came where that is not possible."""
-    if checkpoint.fit.exists():
-        state = fit.load(checkpoint.fit, views, device=device)
-    else:
-        numbers = preset_for(options, views, device)
-        state = start_refining(
-            made.mesh, views, options, numbers, device=device, progress=progress, cancelled=cancelled
-        )  # fmt: skip
-    return finish(advanced(state, checkpoint, progress, cancelled), views, made.gaussians)
+    hooks: dict[str, Any] = {"device": device, "progress": progress, "cancelled": cancelled}
+
+    def begin() -> fit.State:
+        return start_refining(made.mesh, views, options, preset_for(options, views, device), **hooks)
+
+    return finish(fitted(begin, views, checkpoint, **hooks), views, made.gaussians)
 
 
-def advanced(state: fit.State, checkpoint: Checkpoint, progress: Progress, cancelled: Callable[[], bool]) -> fit.State:
-    """The state at its end; it is saved now and then, and when somebody wants it to stop."""
+def fitted(
+    begin: Callable[[], fit.State],
+    views: ViewSet,
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> fit.State:
+    """The state at its end, from the checkpoint where there is one; saved now and then, and when somebody wants it to
+    stop."""
+    state = fit.load(checkpoint.fit, views, device=device) if checkpoint.fit.exists() else begin()
     saved = time.monotonic()
     try:
         while not state.done:
