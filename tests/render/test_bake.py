@@ -1,7 +1,5 @@
-import numpy as np
 import torch
 
-from viewmesh.geometry.texels import texels_inside
 from viewmesh.render.bake import dilate, sample_at, texel_map
 
 
@@ -14,33 +12,6 @@ def grid_mesh(n: int, seed: int):
     i = torch.arange(n * n).view(n, n)
     a, b, c, d = (x.reshape(-1) for x in (i[:-1, :-1], i[:-1, 1:], i[1:, 1:], i[1:, :-1]))
     return uv.view(-1, 2), torch.cat([torch.stack([a, b, c], 1), torch.stack([a, c, d], 1)])
-
-
-def naive_inside(corners, size):
-    """Every (face, x, y) whose texel centre lies inside, by solving for barycentrics one at a time."""
-    out = set()
-    for f, (a, b, c) in enumerate(corners.tolist()):
-        m = np.array([[a[0], b[0], c[0]], [a[1], b[1], c[1]], [1, 1, 1]])
-        if abs(np.linalg.det(m)) < 1e-12:
-            continue
-        for y in range(size):
-            for x in range(size):
-                if (np.linalg.solve(m, [x + 0.5, y + 0.5, 1]) >= 0).all():
-                    out.add((f, x, y))
-    return out
-
-
-def test_texels_inside_is_the_naive_test_and_its_weights_give_the_centre():
-    g = torch.Generator().manual_seed(3)
-    corners = torch.rand(12, 3, 2, generator=g, dtype=torch.float64) * 14 + 1
-    corners[3] = corners[3, :1]  # a point covers nothing
-    face, x, y, weight = texels_inside(corners)
-    assert set(zip(face.tolist(), x.tolist(), y.tolist(), strict=True)) == naive_inside(corners, 16)
-    centre = (corners[face] * weight[..., None]).sum(1)
-    assert torch.allclose(centre, torch.stack([x, y], 1).double() + 0.5)
-    inner = texels_inside(corners, margin=0.5)[0]
-    outer = texels_inside(corners, margin=-0.5)[0]
-    assert len(inner) < len(face) < len(outer)
 
 
 def test_a_chart_is_covered_once_and_shows_the_right_points():

@@ -1,7 +1,6 @@
 """Charts into one square atlas: from the largest to the smallest, each where it fits lowest; the scale is searched for.
 
-Charts are bitmaps on a grid of cells, and a set of cells is one Python integer, a bit per cell, row after row: testing
-a chart against everything placed so far, at every position at once, is a few shifts and ORs per row of the chart.
+Charts are sets of cells of a grid; `pack_cells` finds the places, this file the scale.
 """
 
 import itertools
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 
 from viewmesh.geometry.charts import Charts, flat_area
+from viewmesh.geometry.pack_cells import place
 from viewmesh.geometry.texels import texels_inside
-from viewmesh.progress import check, never
+from viewmesh.progress import never
 
 CELLS = 384  # at most, per side: finer packs little tighter and costs its third power
 
@@ -49,11 +49,12 @@ def _fit(
     for attempt in range(16):
         chart, x, y = _footprints(points * scale, charts, margin)
         if len(chart) <= cells * cells or best is None:
-            shift, turned, height = _place(chart, x, y, cells, cancelled)
+            placed = place(chart, x, y, cells, cancelled)
+            height = placed.height
             if height <= cells and scale > fitted:
                 local = points * scale + margin + 1
                 quarter = np.stack([-local[:, 1], local[:, 0]], 1)
-                best = np.where(turned[of_point, None], quarter, local) + shift[of_point]
+                best = np.where(placed.turned[of_point, None], quarter, local) + placed.shift[of_point]
                 fitted = scale
         if best is not None and (height > 0.985 * cells or attempt >= 4 or fitted >= limit):
             break
@@ -74,65 +75,6 @@ def _footprints(local: np.ndarray, charts: Charts, margin: float) -> tuple[np.nd
     side = int(max(x.max(), y.max())) + 2
     key = np.unique((chart * side + y.numpy().clip(0)) * side + x.numpy().clip(0))
     return key // (side * side), key % side, key // side % side
-
-
-def _place(
-    chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int, cancelled: Callable[[], bool]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Shifts (K, 2) in cells, which charts are turned by 90 degrees (K,), and the height that was needed."""
-    bounds = np.r_[0, np.cumsum(np.bincount(chart))]
-    K, height = len(bounds) - 1, 0
-    shift, turned = np.zeros((K, 2)), np.zeros(K, bool)
-    taken = [0] * cells.bit_length()  # taken[j]: positions from which some of the next 2^j cells of the row are taken
-    rows_of_ones = sum(1 << (row * cells) for row in range(3 * cells))  # more than the charts can fill
-    for k in np.argsort(-np.diff(bounds), kind="stable"):
-        check(cancelled)
-        cx, cy = x[bounds[k] : bounds[k + 1]], y[bounds[k] : bounds[k + 1]]
-        best = None
-        for turn, (u, v) in enumerate([(cx, cy), (-cy, cx)]):
-            u0, v0 = int(u.min()), int(v.min())
-            w, h = int(u.max()) - u0 + 1, int(v.max()) - v0 + 1
-            if w > cells:
-                continue
-            runs = _runs(u - u0, v - v0, w)
-            at = _lowest(runs, taken, cells, w, rows_of_ones)
-            if best is None or at // cells + h < best[0]:
-                best = (at // cells + h, at, runs, turn, u0, v0)
-        if best is None:
-            return shift, turned, 4 * cells
-        top, at, runs, turn, u0, v0 = best
-        height = max(height, top)
-        shift[k], turned[k] = (at % cells - u0, at // cells - v0), bool(turn)
-        bits = 0
-        for row, start, length in runs:
-            bits |= ((1 << length) - 1) << ((row + 1) * cells + start)
-        for j in range(len(taken)):
-            if j:
-                bits |= bits >> (1 << (j - 1))
-            taken[j] |= bits << (at - cells) if at >= cells else bits >> (cells - at)
-    return shift, turned, height
-
-
-def _lowest(runs: list, taken: list[int], cells: int, w: int, rows_of_ones: int) -> int:
-    """The first position, row by row, at which no run meets a taken cell."""
-    blocked = 0
-    for row, start, length in runs:
-        j = length.bit_length() - 1
-        first = row * cells + start
-        blocked |= taken[j] >> first
-        if length != 1 << j:
-            blocked |= taken[j] >> (first + length - (1 << j))
-    in_row = ((1 << (cells - w + 1)) - 1) * rows_of_ones
-    free = in_row & ~blocked
-    return (free & -free).bit_length() - 1
-
-
-def _runs(u: np.ndarray, v: np.ndarray, w: int) -> list[tuple[int, int, int]]:
-    """Horizontal runs (row, start, length) of a chart's cells."""
-    key = np.sort(v * (w + 1) + u)  # one column more, so that runs of neighbouring rows do not join
-    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1] + 1])
-    length = np.diff(np.r_[first, len(key)])
-    return list(zip((key[first] // (w + 1)).tolist(), (key[first] % (w + 1)).tolist(), length.tolist(), strict=True))
 
 
 def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:

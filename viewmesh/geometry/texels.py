@@ -1,16 +1,32 @@
 """Which texels a set of flat triangles covers. Any device, no mesh, no image."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from viewmesh.geometry.jit import inline, jit
 
 
 def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every texel whose centre (x + 0.5, y + 0.5) lies inside a triangle, by at least `margin` texels.
 
     corners: (F, 3, 2) float64, texels, x and y; either orientation; margin may be negative.
-    Returns face, x, y (K,) int64 and barycentric (K, 3) float64; a texel on a shared edge occurs once per triangle.
-    Degenerate triangles cover nothing.
+    Returns face, x, y (K,) int64 and barycentric (K, 3) float64, in the order of faces, then of rows; a texel on a
+    shared edge occurs once per triangle. Degenerate triangles cover nothing.
     """
+    if corners.device.type == "cpu":
+        points = np.ascontiguousarray(corners.detach().numpy())
+        found = _empty(_count(points, float(margin)))
+        _fill(points, float(margin), *found)
+        face, x, y, weight = (torch.from_numpy(column) for column in found)
+        return face, x, y, weight
+    return _on_device(corners, margin)
+
+
+def _on_device(corners: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All texels of all bounding boxes, a quarter of a million at a time, tested at once."""
     low = torch.ceil(corners.amin(1) - 0.5 + min(margin, 0.0)).long()
     size = (torch.floor(corners.amax(1) - 0.5 - min(margin, 0.0)).long() - low + 1).clamp(min=0)
     count = size.prod(1)
@@ -34,3 +50,66 @@ def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor,
         found.append((face[inside], x[inside], y[inside], weight))
     face, x, y, weight = (torch.cat(column) for column in zip(*found, strict=True))
     return face, x, y, weight
+
+
+def _empty(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    face, x, y = (np.empty(count, np.int64) for _ in range(3))
+    return face, x, y, np.empty((count, 3))
+
+
+@jit
+def _count(corners, margin):
+    total = 0
+    for f in range(len(corners)):
+        area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
+        if area == 0:
+            continue
+        for y in range(low_y, high_y + 1):
+            for x in range(low_x, high_x + 1):
+                a, b, c = _inside(corners[f], area, x + 0.5, y + 0.5, margin)
+                total += not math.isnan(a + b + c)
+    return total
+
+
+@jit
+def _fill(corners, margin, face, xs, ys, weight):
+    n = 0
+    for f in range(len(corners)):
+        area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
+        if area == 0:
+            continue
+        for y in range(low_y, high_y + 1):
+            for x in range(low_x, high_x + 1):
+                a, b, c = _inside(corners[f], area, x + 0.5, y + 0.5, margin)
+                if not math.isnan(a + b + c):
+                    face[n], xs[n], ys[n] = f, x, y
+                    weight[n, 0], weight[n, 1], weight[n, 2] = b / abs(area), c / abs(area), a / abs(area)
+                    n += 1
+
+
+@inline
+def _bounds(corner, margin):
+    """Twice the signed area, and the texels (first and last x, first and last y) that may be inside."""
+    ax, ay, bx, by, cx, cy = corner[0, 0], corner[0, 1], corner[1, 0], corner[1, 1], corner[2, 0], corner[2, 1]
+    area = (bx - ax) * -(ay - cy) + (by - ay) * (ax - cx)
+    out = min(margin, 0.0)
+    low_x, high_x = math.ceil(min(ax, bx, cx) - 0.5 + out), math.floor(max(ax, bx, cx) - 0.5 - out)
+    low_y, high_y = math.ceil(min(ay, by, cy) - 0.5 + out), math.floor(max(ay, by, cy) - 0.5 - out)
+    return area, int(low_x), int(high_x), int(low_y), int(high_y)
+
+
+@inline
+def _inside(corner, area, x, y, margin):
+    """How far (x, y) is inside of edges 0, 1, 2, times their lengths; not numbers where it is outside of one."""
+    sign = 1.0 if area > 0 else -1.0
+    a = _of_edge(corner[0, 0], corner[0, 1], corner[1, 0], corner[1, 1], x, y, sign, margin)
+    b = _of_edge(corner[1, 0], corner[1, 1], corner[2, 0], corner[2, 1], x, y, sign, margin)
+    c = _of_edge(corner[2, 0], corner[2, 1], corner[0, 0], corner[0, 1], x, y, sign, margin)
+    return a, b, c
+
+
+@inline
+def _of_edge(ax, ay, bx, by, x, y, sign, margin):
+    dx, dy = bx - ax, by - ay
+    cross = (dx * (y - ay) - dy * (x - ax)) * sign
+    return cross if cross >= margin * math.sqrt(dx * dx + dy * dy) else math.nan
