@@ -5,10 +5,11 @@ engine is named by its import path, because the graph is built on a head node wh
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from viewmesh.errors import ViewmeshError
 from viewmesh.progress import Progress
 
 Cancelled = Callable[[], bool]
@@ -68,10 +69,19 @@ class Optimiser(Protocol):
 
 
 class Generator(Protocol):
-    """A generative model with its weights in memory. Calls may come at once; those that find the device busy run next,
-    at most `together` of them at once."""
+    """Generative models with their weights in memory. Calls may come at once; those that find the device busy run next,
+    at most `together` of them at once, all of one model."""
 
     together: int
+
+    def hold(self, models: Sequence[str]) -> None:
+        """Loads these and drops others. A model that cannot be loaded, for lack of memory or of files, leaves the
+        others as they are; `held` tells why."""
+        ...
+
+    def held(self) -> dict[str, ViewmeshError | None]:
+        """By model that it shall hold: None, or why it does not."""
+        ...
 
     def warm(self) -> dict[str, float]:
         """Makes later calls faster; seconds by part. Calls meanwhile work, slower."""

@@ -1,6 +1,6 @@
 """START HERE. The Serve application: `import_path: serve_app.app:build`.
 
-    client ──HTTP──> Router ──> job database <── Conductor ──> Preprocessor, Nvdiffrec, Trellis, ReconViaGen, Exporter
+    client ──HTTP──> Router ──> job database <── Conductor ──> Preprocessor, Nvdiffrec, Trellis, Exporter
 
 `build` only names the deployments; nothing heavy is imported until their constructors run on the nodes that do
 the work.
@@ -24,7 +24,7 @@ def build_conductor(args: AppArgs) -> Application:
     from deployments.exporter import Exporter
     from deployments.preprocessor import Preprocessor
     from serve_app.conductor import Conductor
-    from serve_app.models import served
+    from serve_app.models import workers
 
     store = args.artifacts_url()
     if args.fake:
@@ -34,5 +34,4 @@ def build_conductor(args: AppArgs) -> Application:
     else:
         preprocessor = Preprocessor.bind(store, "deployments.adapters.prepare:LibraryPreparer", {})
         exporter = Exporter.bind(store, "deployments.adapters.export:LibraryWriter", {})
-    workers = {name: model.bind(args) for name, model in served(args).items()}
-    return Conductor.bind(args.model_dump(mode="json"), preprocessor, exporter, workers)
+    return Conductor.bind(args.model_dump(mode="json"), preprocessor, exporter, workers(args))

@@ -25,9 +25,11 @@ from serve_app.durable import DELIVERIES, EXPORTS, Runner, Workflows, queue_of, 
 from serve_app.jobs import ACTIVE, JobStore
 from serve_app.lease import Lease
 from serve_app.models import MODELS
+from serve_app.replicas import Replicas
 from serve_app.settings import AppArgs
 from serve_app.stages import Calls
 from serve_app.webhooks import PAUSES_S, deliver
+from viewmesh.weights.ready import Readiness
 
 log = logging.getLogger("ray.serve")
 SWEEP_S = 30.0
@@ -54,7 +56,10 @@ class Conductor:
         self.artifacts = await asyncio.to_thread(ArtifactStore, self.args.artifacts_url())
         self.keys = KeyRing(self.args.auth.keys_file)
         self.retention_s = self.args.retention_s
-        self.calls = Calls(self.store, self.artifacts, preprocessor, exporter, models, lambda: self.retention_s)
+        self.models, self.replicas = models, Replicas(self.held)
+        self.calls = Calls(
+            self.store, self.artifacts, preprocessor, exporter, models, lambda: self.retention_s, self._broken
+        )
         self.runner = Runner(self.args.database_url(), self.store.engine)
         self.runner.register("reconstruction", self._reconstruct)
         self.runner.register("export", self._export)
@@ -112,6 +117,21 @@ class Conductor:
     async def stop(self, job_id: str) -> bool:
         """Stops the job's running call now, instead of when DBOS next looks for cancelled workflows."""
         return self.calls.stop(job_id)
+
+    async def held(self) -> dict[str, dict[str, str]]:
+        """By generative model: {}, or reason and hint where the worker that runs does not hold it. A worker that is
+        scaled to zero is not woken for that."""
+        found: dict[str, dict[str, str]] = {}
+        seen = await self.replicas.seen()
+        for name, handle in self.models.items():
+            model = MODELS[name]
+            asleep = model.deployment in seen and not seen[model.deployment].running
+            if model.kind == "generator" and name not in found and not asleep:
+                found |= await handle.held.remote()
+        return found
+
+    async def _broken(self) -> dict[str, Readiness]:
+        return await self.replicas.broken(MODELS[name] for name in self.models)
 
     async def close(self) -> None:
         """For graphs inside one process: a replica just ends."""

@@ -7,7 +7,6 @@ import copy
 import difflib
 import importlib
 import inspect
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
 from viewmesh.weights.ready import readiness
 
-GENERATIVE = {model.name: model.deployment for model in MODELS.values() if model.kind == "generator"}
+GENERATIVE = tuple(model.name for model in MODELS.values() if model.kind == "generator")
 DEPLOYMENTS = ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter")
 WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},
     "Exporter": {"stall_s"},
     "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
-    "Trellis": {"stall_s", "compile", "together"},
-    "ReconViaGen": {"stall_s", "compile"},
+    "Trellis": {"stall_s", "compile", "together", "models"},
     "Conductor": {"retention_s"},
 }
 
@@ -68,16 +66,30 @@ def _check_application(application: dict[str, Any], at: str) -> list[str]:
         if not isinstance(deployment, dict):
             continue
         here, name = f"{at}.deployments.{j}", deployment.get("name")
-        if application.get("import_path") == "serve_app.app:build" and name not in (*DEPLOYMENTS, *GENERATIVE.values()):
-            known = (*DEPLOYMENTS, *GENERATIVE.values())
+        known = (*DEPLOYMENTS, "Trellis")
+        if application.get("import_path") == "serve_app.app:build" and name not in known:
             found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), known)}")
         given = deployment.get("user_config") or {}
         if name == "Router":
             found += _errors_of(RouterConfig, given, f"{here}.user_config")
         elif name in WORKER_CONFIG:
-            known = WORKER_CONFIG[name]
-            found += [f"{here}.user_config.{k}: unknown{_meant(k, known)}" for k in given if k not in known]
+            keys = WORKER_CONFIG[name]
+            found += [f"{here}.user_config.{k}: unknown{_meant(k, keys)}" for k in given if k not in keys]
+        if name == "Trellis":
+            found += _check_held(given.get("models"), application, f"{here}.user_config.models")
     return found
+
+
+def _check_held(held: Any, application: dict[str, Any], at: str) -> list[str]:
+    """What is wrong with the models that Trellis shall hold."""
+    if held is None:
+        return []
+    if not isinstance(held, list) or not held:
+        return [f"{at}: must be a list of one or more of {', '.join(GENERATIVE)}"]
+    found = [f"{at}: there is no model {m!r}{_meant(str(m), GENERATIVE)}" for m in held if m not in GENERATIVE]
+    named = (application.get("args") or {}).get("models")
+    lacking = [m for m in held if named is not None and m in GENERATIVE and m not in named]
+    return found + [f"{at}: {m} is not in args.models, so that nobody would ask for it" for m in lacking]
 
 
 def unknown_keys(value: Any, model: type[BaseModel], at: str) -> list[str]:
@@ -156,7 +168,7 @@ def adapted(
             if name == "Nvdiffrec":
                 if gpus == 0:
                     options.update(num_gpus=0, num_cpus=min(1, cpus))
-                replicas = max(1, gpus - len(generative))
+                replicas = max(1, gpus - bool(generative))
                 if scaling:
                     scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
                     scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
@@ -193,18 +205,16 @@ def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:
 
 
 def _share_gpus(application: dict[str, Any], generative: list[str], gpus: int) -> None:
-    """Gives each generative model an entry. Where there are fewer GPUs than models, they and Nvdiffrec share them."""
+    """Gives the generative models' worker an entry. Where there is one GPU, it and Nvdiffrec share it."""
     listed = application.setdefault("deployments", [])
-    for name in generative:
-        if not any(d.get("name") == GENERATIVE[name] for d in listed):
-            listed.append({"name": GENERATIVE[name], "ray_actor_options": {"num_gpus": 1}})
-    if not generative or gpus > len(generative):
+    if generative and not any(d.get("name") == "Trellis" for d in listed):
+        listed.append({"name": "Trellis", "ray_actor_options": {"num_gpus": 1}})
+    if not generative or gpus > 1:
         return
-    share = 0 if gpus == 0 else math.floor(100 / math.ceil((1 + len(generative)) / gpus)) / 100
     for deployment in listed:
-        if deployment.get("name") in ("Nvdiffrec", *GENERATIVE.values()):
-            deployment.setdefault("ray_actor_options", {})["num_gpus"] = share
-            if deployment["name"] != "Nvdiffrec" and gpus == 0:
+        if deployment.get("name") in ("Nvdiffrec", "Trellis"):
+            deployment.setdefault("ray_actor_options", {})["num_gpus"] = 0.5 if gpus else 0
+            if deployment["name"] == "Trellis" and gpus == 0:
                 deployment["ray_actor_options"]["num_cpus"] = 0.3
 
 

@@ -3,8 +3,9 @@
 A further model is one file in deployments/ and one entry in MODELS.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from serve_app.settings import AppArgs
@@ -17,8 +18,8 @@ from viewmesh.weights.ready import Readiness
 
 @dataclass(frozen=True)
 class Model:
-    """kind: an `optimiser` works in slices, a `generator` in one call. deployment: its name; bind: args → the
-    application of its worker. fields: the options that mean something to it."""
+    """kind: an `optimiser` works in slices, a `generator` in one call. deployment: the worker's, which models may
+    share; bind: args → the worker's application. fields: the options that mean something to it."""
 
     name: str
     deployment: str
@@ -44,6 +45,7 @@ class Model:
         return weights.readiness(self.name, args.weights)
 
 
+NONE: Mapping[str, Any] = MappingProxyType({})
 COMMON = ("model", "preset", "seed", "target_faces", "texture_size", "formats", "views")
 GENERATIVE = (*COMMON, "refine", "steps", "cfg", "multiimage_mode")
 
@@ -58,16 +60,15 @@ def _nvdiffrec(args: AppArgs) -> Any:
     return Nvdiffrec.bind(args.artifacts_url(), engine, engine_args)
 
 
-def _generative(model: str, deployment: str) -> Callable[[AppArgs], Any]:
-    def bind(args: AppArgs) -> Any:
-        from deployments.trellis import Trellis
+def _generative(args: AppArgs) -> Any:
+    """One worker for all generative models; which of them it holds is its user_config's to say."""
+    from deployments.trellis import Trellis
 
-        engine_args = {"model": model, "device": args.device, "weights": args.weights}
-        return Trellis.options(name=deployment).bind(
-            args.artifacts_url(), "deployments.adapters.trellis:LibraryGenerator", engine_args
-        )
-
-    return bind
+    engine_args = {"device": args.device, "weights": args.weights}
+    models = [model.name for model in served(args).values() if model.kind == "generator"]
+    return Trellis.bind(
+        args.artifacts_url(), "deployments.adapters.trellis:LibraryGenerator", engine_args, models
+    )  # fmt: skip
 
 
 MODELS: dict[str, Model] = {
@@ -91,17 +92,17 @@ MODELS: dict[str, Model] = {
             "MIT (TRELLIS), Apache-2.0 (DINOv2)",
             16 * 2**30,
             GENERATIVE,
-            _generative("trellis", "Trellis"),
+            _generative,
         ),
         Model(
             "reconviagen",
-            "ReconViaGen",
+            "Trellis",
             "generator",
             "TRELLIS conditioned on VGGT multi-view features.",
             "its weights are to be treated as non-commercial",
             18 * 2**30,
             GENERATIVE,
-            _generative("reconviagen", "ReconViaGen"),
+            _generative,
         ),
     )
 }
@@ -112,27 +113,51 @@ def served(args: AppArgs) -> dict[str, Model]:
     return {name: model for name, model in MODELS.items() if model.readiness(args).ready}
 
 
-def resolve(options: Options, args: AppArgs, files: Iterable[str]) -> tuple[Model, str]:
+def workers(args: AppArgs) -> dict[str, Any]:
+    """The application of each served model's worker; models that share a worker share its application."""
+    bound: dict[str, Any] = {}
+    models = served(args)
+    for model in models.values():
+        if model.deployment not in bound:
+            bound[model.deployment] = model.bind(args)
+    return {name: bound[model.deployment] for name, model in models.items()}
+
+
+def resolve(
+    options: Options, args: AppArgs, files: Iterable[str], broken: Mapping[str, Readiness] = NONE
+) -> tuple[Model, str]:
     """The model that a job will run on, and why: a clause for people, "" where the caller named the model.
 
     files: their names in the view set, which is what `auto` goes by; what lies in an archive is not looked at here.
+    broken: models that are served and have no worker, and why; `auto` does without them, a job that names one waits.
     Raises MissingModel, OptionError.
     """
-    choice = Choice(options.model) if options.model != "auto" else _chosen(options, args, list(files))
+    choice = Choice(options.model) if options.model != "auto" else _chosen(options, args, list(files), broken)
     model = MODELS[choice.model]
     state = model.readiness(args)
     if not state.ready:
         raise MissingModel(state.reason, hint=state.hint)
     options.for_model(choice.model)
+    if options.refine and model.kind == "generator" and "nvdiffrec" not in served(args):
+        raise MissingModel(
+            "Refining a mesh needs nvdiffrec, which this service does not run.", hint="Leave out refine, or serve it."
+        )
     return model, choice.because
 
 
-def _chosen(options: Options, args: AppArgs, files: list[str]) -> Choice:
-    views, generative = sum(file.startswith("views/") for file in files), "trellis" in served(args)
+def _chosen(options: Options, args: AppArgs, files: list[str], broken: Mapping[str, Readiness]) -> Choice:
+    views = sum(file.startswith("views/") for file in files)
+    generative = "trellis" in served(args) and "trellis" not in broken
     source = _camera_source(options, files)
     if not views and options.views.cameras == "auto" and options.views.rig is None:
         return Choice("nvdiffrec", "views in an archive are taken to come with cameras")
-    return choose(views or 64, source, generative=generative)
+    try:
+        return choose(views or 64, source, generative=generative)
+    except MissingModel as error:
+        if "trellis" not in broken:
+            raise
+        state = broken["trellis"]
+        raise MissingModel(f"{error} {state.reason}", hint=state.hint) from error
 
 
 def _camera_source(options: Options, files: list[str]) -> Any:

@@ -1,13 +1,17 @@
-"""Whether a model that is served has a replica to answer for it, as Serve's controller sees it."""
+"""Whether a model that is served has a replica to answer for it: what Serve's controller sees of its deployment, and
+what a replica that runs says of the models that it holds."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.models import Model
 from viewmesh.weights.ready import Readiness
 
+Json = dict[str, Any]
 log = logging.getLogger("ray.serve")
 FRESH_S = 2.0
 PATIENCE_S = 1.0
@@ -21,12 +25,17 @@ class Seen:
     running: int
     message: str = ""
 
+    @property
+    def starting(self) -> bool:
+        """No replica runs yet; a job that waits will get one."""
+        return not self.running and self.status not in ("UNHEALTHY", "DEPLOY_FAILED")
+
     def readiness(self) -> Readiness:
         if self.running:
             return Readiness(True)
         if self.status in ("HEALTHY", "UPSCALING"):  # min_replicas: 0
             return Readiness(True, "No replica is running; one starts on demand.")
-        if self.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        if not self.starting:
             said = [line.strip() for line in self.message.splitlines() if line.strip()]
             reason = f"Its replica does not start: {said[-1] if said else self.status}"
             return Readiness(
@@ -36,11 +45,44 @@ class Seen:
 
 
 class Replicas:
-    """The application's deployments, asked at most every two seconds; none where there is no controller to ask."""
+    """The application's deployments, asked at most every two seconds; none where there is no controller to ask.
 
-    def __init__(self) -> None:
+    ask: what the replicas that hold several models say of each, as `Conductor.held`.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[dict[str, Json]]] | None = None) -> None:
+        self._ask = ask
         self._seen: dict[str, Seen] = {}
-        self._at = 0.0
+        self._held: dict[str, Json] = {}
+        self._at = self._asked = -FRESH_S
+
+    async def readiness(self, model: Model) -> Readiness:
+        """Of a model that is served."""
+        seen = (await self.seen()).get(model.deployment)
+        if seen is not None and not seen.running:
+            return seen.readiness()
+        said = (await self.held()).get(model.name)
+        return Readiness(False, said["reason"], said["hint"]) if said else Readiness(True)
+
+    async def broken(self, models: Iterable[Model]) -> dict[str, Readiness]:
+        """Of these, those for which nothing answers and nothing is about to, and why."""
+        found = {}
+        for model in models:
+            seen = (await self.seen()).get(model.deployment)
+            state = await self.readiness(model)
+            if not state.ready and not (seen is not None and seen.starting):
+                found[model.name] = state
+        return found
+
+    async def held(self) -> dict[str, Json]:
+        """By model of a worker that holds several: {}, or reason and hint. As last heard, while nobody answers."""
+        if self._ask is not None and time.monotonic() - self._asked > FRESH_S:
+            self._asked = time.monotonic()
+            try:
+                self._held = await asyncio.wait_for(self._ask(), 2 * PATIENCE_S)
+            except Exception as error:
+                log.warning(f"The workers could not be asked for their models: {type(error).__name__}: {error}")
+        return self._held
 
     async def seen(self) -> dict[str, Seen]:
         if time.monotonic() - self._at > FRESH_S:

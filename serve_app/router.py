@@ -31,13 +31,16 @@ class Service:
         self.artifacts = ArtifactStore(args.artifacts_url())
         self.workflows = Workflows(self.store.engine)
         self.store.on_end = self.workflows.deliver
-        self.replicas = Replicas()
+        self.replicas = Replicas(self._held)
         self.hub = EventHub(self.store, lambda: self.config.poll_s)
 
     def asgi(self, *, echo_request_id: bool = True) -> Edge:
         from serve_app.routes import application
 
         return Edge(application(self), self.keys.caller, lambda: self.config, echo_request_id=echo_request_id)
+
+    async def _held(self) -> dict[str, Any]:
+        return await self.conductor.held.remote()
 
     async def await_schema(self, seconds: float = 120.0) -> None:
         """Returns once the Conductor has made DBOS's tables: before that no job can be accepted."""

@@ -86,7 +86,8 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     if upload.webhook_url:
         _check_webhook(s, by, upload.webhook_url)
     options = upload.options
-    model, because = models.resolve(options, s.args, upload.files)
+    broken = await s.replicas.broken(models.served(s.args).values()) if options.model == "auto" else {}
+    model, because = models.resolve(options, s.args, upload.files, broken)
     job = NewJob(
         id=id_of_key(by.owner, key) if key else new_id(),
         owner=by.owner,
@@ -259,11 +260,11 @@ async def artifact(
     responses={k: v for k, v in PROBLEMS.items() if k in (401, 503)},
 )
 async def list_models(s: Serving) -> ModelList:
-    found, deployed = [], await s.replicas.seen()
+    found = []
     for model in models.MODELS.values():
         state = model.readiness(s.args)
-        if state.ready and model.deployment in deployed:
-            state = deployed[model.deployment].readiness()
+        if state.ready:
+            state = await s.replicas.readiness(model)
         found.append(
             ModelView(
                 name=model.name,

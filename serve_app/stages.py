@@ -19,6 +19,7 @@ from serve_app.jobs import JobStore
 from serve_app.models import MODELS
 from viewmesh.choose import after_no_poses
 from viewmesh.errors import PoseError, ViewmeshError
+from viewmesh.weights.ready import Readiness
 
 Json = dict[str, Any]
 
@@ -60,6 +61,7 @@ class Calls:
         exporter: Any,
         models: dict[str, Any],
         retention_s: Callable[[], float | None],
+        broken: Callable[[], Awaitable[dict[str, Readiness]]],
     ) -> None:
         self.store = store
         self.artifacts = artifacts
@@ -67,6 +69,7 @@ class Calls:
         self.exporter = exporter
         self.models = models
         self.retention_s = retention_s
+        self.broken = broken  # models without a worker, and why
         self.running: dict[str, Any] = {}  # job → the response generator of its call
 
     def stop(self, job_id: str) -> bool:
@@ -91,6 +94,10 @@ class Calls:
         made = await self._prepare(job)
         if made.get("failed", {}).get("code") != PoseError.code or not self._left_to_auto(job):
             return made
+        if "trellis" in (broken := await self.broken()):
+            error = made["failed"]
+            hint = f"{error['hint']} The model trellis needs no cameras. {broken['trellis'].reason}"
+            return {"failed": {**error, "hint": hint.strip()}}
         choice = after_no_poses(made["failed"]["message"])
         options = {**job["options"], "model": choice.model}
         await self._database(self.store.change_model, job["id"], choice.model, options, choice.because)

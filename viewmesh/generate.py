@@ -18,6 +18,7 @@ from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.options import GAUSSIAN_PLY, Options
 from viewmesh.progress import Progress, never, silent
 from viewmesh.trellis.batch import Request, room
+from viewmesh.trellis.loading import Loaded
 from viewmesh.trellis.pipeline import WORKSPACE_BYTES, Generated, GenerateOptions, MultiImage, Trellis
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.texturing import STEPS as TEXTURE_STEPS
@@ -49,8 +50,10 @@ class Made:
     warnings: tuple[str, ...] = ()
 
 
-def load_model(name: str, device: torch.device | str, places: Places = DOWNLOADED) -> Model:
-    """The networks of `trellis` or `reconviagen` on a device.
+def load_model(
+    name: str, device: torch.device | str, places: Places = DOWNLOADED, loaded: Loaded | None = None
+) -> Model:
+    """The networks of `trellis` or `reconviagen` on a device. loaded: what it may share with a model that is there.
 
     Raises MissingModel with the command that helps, InputError for damaged files, OutOfMemory before it allocates.
     """
@@ -59,10 +62,10 @@ def load_model(name: str, device: torch.device | str, places: Places = DOWNLOADE
         raise MissingModel(state.reason, hint=state.hint)
     dino = dino_file(places)
     if name == "trellis":
-        return Trellis.load(place("trellis", places), device=device, dino=dino)
+        return Trellis.load(place("trellis", places), device=device, dino=dino, loaded=loaded)
     return ReconViaGen.load(
-        place("reconviagen", places), vggt=place("vggt-object", places), device=device, dino=dino
-    )  # fmt: skip
+        place("reconviagen", places), vggt=place("vggt-object", places), device=device, dino=dino, loaded=loaded
+    )
 
 
 def dino_file(places: Places) -> Path | None:
@@ -173,9 +176,9 @@ def draft_together(model: Model, calls: Sequence[Looked]) -> list[Draft | Viewme
     ]  # fmt: skip
 
 
-def fit_together(model: Model) -> int:
+def fit_together(device: torch.device) -> int:
     """How many requests the device's free memory holds at once, at least one."""
-    return room(model.device, WORKSPACE_BYTES)
+    return room(device, WORKSPACE_BYTES)
 
 
 def seeded(call: Looked) -> torch.Generator:

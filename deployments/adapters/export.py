@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deployments.adapters.meshfile import load_gaussians, load_mesh
 from viewmesh.errors import InvalidMesh
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.store import reexport
 from viewmesh.export.write import export
+from viewmesh.geometry.meshfile import load_gaussians, load_mesh
 from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.refine import unposed

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from deployments.adapters.device import OnDevice
-from deployments.adapters.meshfile import load_gaussians, load_mesh, save_mesh
 from viewmesh import refine
 from viewmesh.errors import OutOfMemory
 from viewmesh.export.images import png
 from viewmesh.geometry.camera import canonical6
+from viewmesh.geometry.meshfile import load_gaussians, load_mesh, save_mesh
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset, preset_for
 from viewmesh.nvdiffrec.preview import preview

@@ -1,6 +1,7 @@
 """engines.Generator on viewmesh.generate. Importing it imports torch: only replicas do."""
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,70 +9,140 @@ from typing import Any
 import torch
 
 from deployments.adapters.device import OnDevice
-from deployments.adapters.meshfile import save_mesh
 from deployments.engines import POSED
 from deployments.running import out_of_device_memory
 from deployments.turns import Turns
-from viewmesh.generate import Draft, Looked, draft_together, finish, fit_together, load_model, look, total_steps
+from viewmesh.errors import MissingModel, OutOfMemory, ViewmeshError
+from viewmesh.generate import (
+    Draft,
+    Looked,
+    Model,
+    draft_together,
+    finish,
+    fit_together,
+    load_model,
+    look,
+    total_steps,
+)
+from viewmesh.geometry.meshfile import save_mesh
 from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.refine import with_cameras
+from viewmesh.trellis.loading import Loaded
 from viewmesh.trellis.pipeline import Trellis
 from viewmesh.views.archive import load_viewset, save_viewset
-from viewmesh.weights.ready import licence_notes, revision
+from viewmesh.weights.ready import licence_notes, revision, vram_bytes
 
 log = logging.getLogger("ray.serve")
 TOGETHER = 4  # calls on the device at once
+Call = tuple[Model, Looked]
 
 
 class LibraryGenerator(OnDevice):
-    """model: trellis or reconviagen. device: auto, cpu or cuda. weights: folders by weight set, see weights.ready.
+    """device: auto, cpu or cuda. weights: folders by weight set, see weights.ready.
 
-    TRELLIS runs the calls that wait for the device together, at most `together` of them; ReconViaGen one at a time.
-    Raises MissingModel, InputError or OutOfMemory (before allocating, with both figures).
+    Holds trellis, reconviagen or both; what their checkpoints share is in memory once. Calls that wait for the device
+    run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time.
     """
 
-    def __init__(self, model: str, device: str = "auto", weights: dict[str, str] | None = None) -> None:
+    def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.name, self.device, self.weights = model, torch.device(chosen), weights or {}
-        self.model = load_model(model, self.device, self.weights)
+        self.device, self.weights = torch.device(chosen), weights or {}
+        self.wanted: tuple[str, ...] = ()
+        self.models: dict[str, Model] = {}
+        self.lacking: dict[str, ViewmeshError] = {}  # models that are wanted and could not be loaded, and why
+        self.loaded, self.loading = Loaded(), threading.Lock()
         self.together = TOGETHER
-        self.turns: Turns[Looked, tuple[Draft, int]] = Turns(self._draft, self._most)
+        self.turns: Turns[Call, tuple[Draft, int]] = Turns(self._draft, self._most)
+
+    def hold(self, models: Sequence[str]) -> None:
+        with self.loading:
+            for name in set(self.models) - set(models):
+                del self.models[name]  # a call that runs on it keeps it until its end
+            self.wanted, self.lacking = tuple(models), {}
+            self.release()
+            for name in models:
+                try:
+                    self._load(name)
+                except ViewmeshError as error:
+                    log.warning(f"{name} is not held: {error}")
+
+    def held(self) -> dict[str, ViewmeshError | None]:
+        return {**dict.fromkeys(self.models), **self.lacking}
 
     def warm(self) -> dict[str, float]:
-        return self.model.warm(batches=self.together > 1) if isinstance(self.model, Trellis) else self.model.warm()
+        seconds = {}
+        for name, model in list(self.models.items()):
+            more = {"batches": self.together > 1} if isinstance(model, Trellis) else {}
+            seconds |= {f"{name} {part}": s for part, s in model.warm(**more).items()}
+        return seconds
 
     def generate(
         self, views: Path, options: dict[str, Any], out: Path, progress: Any, cancelled: Any
     ) -> dict[str, Any]:
         chosen, viewset = Options.model_validate(options), load_viewset(views)
-        total = total_steps(self.model, chosen)
+        model = self._model(chosen.model)
+        total = total_steps(model, chosen)
 
         def while_waiting() -> None:
             check(cancelled)
             progress("generate", 0, total)  # a sign of life
 
-        looked = look(self.model, viewset, chosen, progress=progress, cancelled=cancelled)
-        drafted, together = self.turns.take(looked, looked.company, while_waiting)
+        looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
+        joins = None if looked.company is None else (chosen.model, looked.company)
+        drafted, together = self.turns.take((model, looked), joins, while_waiting)
         made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
         save_mesh(made.mesh, out, made.gaussians)
         if chosen.refine and viewset.cameras is None:
-            save_viewset(with_cameras(self.model, viewset), out.with_name(POSED))
+            save_viewset(with_cameras(model, viewset), out.with_name(POSED))
         return {
             "device": str(self.device),
-            "weights_revision": revision(self.name, self.weights),
-            "licence_notes": list(licence_notes(self.name)),
+            "weights_revision": revision(chosen.model, self.weights),
+            "licence_notes": list(licence_notes(chosen.model)),
             "model_warnings": list(made.warnings),
             "generate_seconds": {part: round(seconds, 3) for part, seconds in made.seconds.items()},
             "generated_together": together,
         }
 
-    def _most(self) -> int:
-        return 1 if self.together == 1 else min(self.together, fit_together(self.model))
+    def _model(self, name: str) -> Model:
+        """The model; one that did not fit is tried once more. Raises why it is not there."""
+        with self.loading:
+            if name not in self.wanted:
+                raise MissingModel(f"This worker does not hold {name}.", hint="Name it in its user_config.models.")
+            self._load(name)
+            return self.models[name]
 
-    def _draft(self, calls: Sequence[Looked]) -> list[tuple[Draft, int] | Exception]:
+    def _load(self, name: str) -> None:
+        """Raises ViewmeshError, and keeps it in `lacking`."""
+        if name in self.models:
+            return
         try:
-            drafts = draft_together(self.model, calls)
+            self.models[name] = self._loaded(name)
+            self.lacking.pop(name, None)
+        except ViewmeshError as error:
+            self.lacking[name] = error
+            raise
+        finally:
+            self.release()  # what a load that failed half-way had allocated
+
+    def _loaded(self, name: str) -> Model:
+        try:
+            return load_model(name, self.device, self.weights, self.loaded)
+        except Exception as error:
+            if isinstance(error, ViewmeshError) or not out_of_device_memory(error):
+                raise
+            said = str(error).splitlines()[0]
+        log.warning(f"{name} did not fit: {said}")
+        needed = vram_bytes(name, self.weights)
+        raise OutOfMemory(name, needed=needed, free=self.memory().get("free", 0), device=str(self.device))
+
+    def _most(self) -> int:
+        return 1 if self.together == 1 else min(self.together, fit_together(self.device))
+
+    def _draft(self, calls: Sequence[Call]) -> list[tuple[Draft, int] | Exception]:
+        """Of calls of one model."""
+        try:
+            drafts = draft_together(calls[0][0], [looked for _, looked in calls])
         except Exception as error:
             if len(calls) == 1 or not out_of_device_memory(error):
                 raise
@@ -81,7 +152,7 @@ class LibraryGenerator(OnDevice):
         self.release()  # outside the handler: the exception held what the batch had allocated
         return [self._alone(call) for call in calls]
 
-    def _alone(self, call: Looked) -> tuple[Draft, int] | Exception:
+    def _alone(self, call: Call) -> tuple[Draft, int] | Exception:
         try:
             return self._draft([call])[0]
         except Exception as error:

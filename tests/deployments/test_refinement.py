@@ -11,9 +11,9 @@ import synthetic_views as synthetic
 import torch
 from test_optimiser import last, replica_on, small  # noqa: F401 - small is a fixture
 
-from deployments.adapters.meshfile import save_mesh
 from deployments.messages import Done, Progress
 from viewmesh import refine
+from viewmesh.geometry.meshfile import save_mesh
 from viewmesh.nvdiffrec import fit, register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options

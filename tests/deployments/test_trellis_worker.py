@@ -10,7 +10,7 @@ from deployments import trellis as deployment
 from deployments.artifacts import ArtifactStore
 from deployments.messages import Done, Failed, Progress
 from deployments.running import Unhealthy
-from viewmesh.errors import Cancelled, EmptyReconstruction, OutOfMemory
+from viewmesh.errors import Cancelled, EmptyReconstruction, MissingModel, OptionError, OutOfMemory
 from viewmesh.options import Options
 from viewmesh.progress import check
 
@@ -22,7 +22,13 @@ class Engine:
 
     def __init__(self, *script):
         self.script, self.released, self.stopped, self.warmed = list(script), 0, threading.Event(), threading.Event()
-        self.together = 4
+        self.together, self.models, self.lacking = 4, [], {}
+
+    def hold(self, models):
+        self.models.append(tuple(models))
+
+    def held(self):
+        return {name: self.lacking.get(name) for name in self.models[-1]}
 
     def warm(self):
         self.warmed.set()
@@ -56,7 +62,7 @@ def made(tmp_path, monkeypatch):
     def make(*script):
         engine = Engine(*script)
         monkeypatch.setattr(deployment, "make", lambda path, **kwargs: engine)
-        return Trellis(f"file://{tmp_path}/store", "engine", {}), engine
+        return Trellis(f"file://{tmp_path}/store", "engine", {}, ["trellis", "reconviagen"]), engine
 
     return make
 
@@ -85,12 +91,43 @@ async def test_a_call_ends_with_a_committed_result(made, tmp_path):
 
 async def test_it_is_compiled_beside_its_calls_and_a_failure_of_that_costs_nothing(made):
     worker, engine = made()
-    worker.reconfigure({"compile": False})
+    await worker.reconfigure({"compile": False})
     assert worker.warming is None
-    worker.reconfigure({"together": 2})
+    worker, engine = made()
+    await worker.reconfigure({"together": 2})
     assert engine.together == 2
     assert engine.warmed.wait(5)
     assert isinstance(await last(worker, call_on(worker)), Done)
+
+
+FULL = OutOfMemory("ReconViaGen", needed=9 << 30, free=1 << 30, device="cuda:0", hint="Stop what else uses it.")
+
+
+async def test_its_user_config_says_which_models_it_holds(made):
+    worker, engine = made()
+    await worker.reconfigure({"compile": False})
+    assert engine.models == [("trellis", "reconviagen")]  # all that the service runs
+    assert await worker.held() == {"trellis": {}, "reconviagen": {}}
+    await worker.reconfigure({"compile": False, "models": ["trellis"], "stall_s": 9})
+    await worker.reconfigure({"compile": False, "models": ["trellis"], "stall_s": 10})
+    assert engine.models[1:] == [("trellis",)]
+    assert "user_config.models" in (await worker.held())["reconviagen"]["hint"]
+    with pytest.raises(OptionError, match="names none of trellis, reconviagen"):
+        await worker.reconfigure({"models": ["nvdiffrec"]})
+
+
+async def test_a_model_that_does_not_fit_leaves_the_other_serving(made):
+    worker, engine = made()
+    engine.lacking = {"reconviagen": FULL}
+    await worker.reconfigure({})
+    said = (await worker.held())["reconviagen"]
+    assert "needs about 9.0 GiB on cuda:0, 1.0 GiB are free" in said["reason"]
+    assert said["hint"] == FULL.hint
+    assert isinstance(await last(worker, call_on(worker)), Done)
+    worker, engine = made()
+    engine.lacking = {"reconviagen": FULL, "trellis": FULL}
+    with pytest.raises(OutOfMemory):  # with nothing to serve, Serve shall say so
+        await worker.reconfigure({})
 
 
 async def test_out_of_memory_frees_the_cache_and_tries_once_more(made):
@@ -132,7 +169,7 @@ def adapter(monkeypatch):
     from deployments.adapters import trellis as module
 
     class Library:
-        fits, drafted = 9, []
+        fits, drafted, loads, free = 9, [], [], 9
         hold, finishing = threading.Event(), None
         seconds = 0.0
 
@@ -162,18 +199,27 @@ def adapter(monkeypatch):
         warnings, seconds = (), {}
 
     library = Library()
-    library.drafted, library.hold = [], threading.Event()
+    library.drafted, library.loads, library.hold = [], [], threading.Event()
+
+    def load_model(name, *given):
+        library.loads.append(name)
+        if len(engine.models) >= library.free:
+            raise OutOfMemory(name, needed=9 << 30, free=1 << 30, device="cpu")
+        return name
+
     for name, value in {
         "look": library.look, "draft_together": library.draft_together, "finish": library.finish,
-        "load_model": lambda *a: None, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
-        "save_mesh": lambda *a: None, "fit_together": lambda model: 3,
+        "load_model": load_model, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
+        "save_mesh": lambda *a: None, "fit_together": lambda device: 3,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    return module.LibraryGenerator("trellis", "cpu"), library
+    engine = module.LibraryGenerator("cpu")
+    engine.hold(["trellis", "reconviagen"])
+    return engine, library
 
 
-def asked(engine, views: str, cfg: float = 1.0, cancelled=lambda: False):
-    options = Options(cfg=cfg).model_dump(mode="json")
+def asked(engine, views: str, cfg: float = 1.0, cancelled=lambda: False, model="trellis"):
+    options = Options(model=model, cfg=cfg).model_dump(mode="json")
     return asyncio.create_task(
         asyncio.to_thread(engine.generate, views, options, None, lambda *a, **k: None, cancelled)
     )
@@ -199,6 +245,38 @@ async def test_who_waits_for_the_device_runs_together_if_it_may_and_fits(adapter
     assert isinstance(facts[3], EmptyReconstruction)
     together = [f["generated_together"] for f in facts if isinstance(f, dict)]
     assert together == [1, 3, 1, 3, 1]
+
+
+async def test_calls_of_two_models_never_share_a_batch(adapter):
+    engine, library = adapter
+    calls = [asked(engine, "first")]
+    await until(lambda: library.drafted)
+    for n, model in enumerate(("trellis", "reconviagen", "trellis", "reconviagen")):
+        calls.append(asked(engine, f"{model[0]}{n}", model=model))
+        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+    library.hold.set()
+    await asyncio.gather(*calls)
+    assert library.drafted == [["first"], ["t0", "t2"], ["r1", "r3"]]
+
+
+async def test_a_model_without_room_is_tried_again_when_it_is_asked_for(adapter):
+    engine, library = adapter
+    library.hold.set()
+    library.free = 1
+    engine.hold(["trellis"])
+    engine.hold(["trellis", "reconviagen"])
+    assert library.loads == ["trellis", "reconviagen", "reconviagen"]  # what stays is not loaded again
+    assert engine.held()["trellis"] is None
+    assert "9.0 GiB" in str(engine.held()["reconviagen"])
+    with pytest.raises(OutOfMemory):
+        await asked(engine, "a", model="reconviagen")
+    await asked(engine, "b")
+    library.free = 2
+    await asked(engine, "c", model="reconviagen")
+    assert engine.held() == {"trellis": None, "reconviagen": None}
+    engine.hold(["reconviagen"])
+    with pytest.raises(MissingModel, match="does not hold trellis"):
+        await asked(engine, "d")
 
 
 async def test_with_batches_off_calls_take_turns(adapter):

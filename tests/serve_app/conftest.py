@@ -69,6 +69,7 @@ async def running_service(data: Path, **args: Any) -> AsyncIterator[Running]:
     before = os.environ.get("RAY_AUTH_MODE")
     application = graph(settings)
     conductor = await asyncio.to_thread(lambda: serve.run(application, _local_testing_mode=True))
+    await models_loaded(conductor)
     service = Service(settings, conductor)
     service.config = RouterConfig.model_validate({"poll_s": 0.03, "heartbeat_s": 0.5, "limits": {"wait_s": 30}})
     await service.await_schema()
@@ -80,6 +81,16 @@ async def running_service(data: Path, **args: Any) -> AsyncIterator[Running]:
         await conductor.close.remote()
         await service.close()
         assert os.environ.get("RAY_AUTH_MODE") == before
+
+
+async def models_loaded(conductor: Any) -> None:
+    """A replica of Serve's is ready once it is configured; local testing mode does not wait for that."""
+    for _ in range(400):
+        said = await conductor.held.remote()
+        if not any("does not hold" in state.get("reason", "") for state in said.values()):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(said)
 
 
 def graph(settings: AppArgs) -> Any:

@@ -1,5 +1,6 @@
 """The generative models in the service: who is served, what auto picks, and a job on a tiny checkpoint."""
 
+import asyncio
 import io
 import json
 
@@ -19,8 +20,10 @@ from viewmesh.errors import MissingModel, OptionError
 from viewmesh.nvdiffrec import presets, register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
+from viewmesh.trellis import checkpoint
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
+from viewmesh.weights.ready import Readiness
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,55 @@ async def test_reconviagen_refines_with_the_cameras_that_vggt_sees(fresh, tmp_pa
         assert not any("VGGT" in warning for warning in found["warnings"])
 
 
+async def test_one_worker_holds_both_models(fresh, tmp_path, weights):
+    folder = write_tiny_reconviagen(tmp_path / "weights")
+    places = {"trellis": weights, "reconviagen": str(folder), "vggt-object": str(folder / "vggt")}
+    async with fresh(
+        fake=None, device="cpu", models=["nvdiffrec", "trellis", "reconviagen"], weights=places
+    ) as running:
+        found = (await running.http.get("/v1/models")).json()["models"]
+        assert all(model["ready"] for model in found), found
+
+        async def revision(model: str) -> tuple[str, bool]:
+            wishes = {**WISHES, "model": model, "formats": ["glb"]}
+            answer = await running.http.post(
+                "/v1/reconstructions",
+                files=photos(),
+                data={"options": json.dumps(wishes)},
+                headers={"prefer": "wait=60"},
+            )
+            report = answer.json()["report"]
+            return report["model"], any("non-commercial" in note for note in report["licence_notes"])
+
+        made = await asyncio.gather(revision("trellis"), revision("reconviagen"))
+        assert made == [("trellis", False), ("reconviagen", True)]
+
+
+async def test_a_model_that_does_not_fit_is_told_with_both_figures_and_auto_does_without(fresh, weights, monkeypatch):
+    """As on a GPU that is full when the model is to be loaded, and then is not."""
+    free = 1 << 30
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: free)
+    places = {"trellis": weights}
+    async with fresh(fake=None, device="cpu", models=["nvdiffrec", "trellis"], weights=places) as running:
+        told = {m["name"]: m for m in (await running.http.get("/v1/models")).json()["models"]}
+        assert told["nvdiffrec"]["ready"]
+        assert not told["trellis"]["ready"]
+        assert "needs about 2.0 GiB on cpu, 1.0 GiB are free" in told["trellis"]["reason"]
+        wishes = {"model": "auto", "views": {"cameras": "none"}}
+        send = {"files": photos(), "headers": {"prefer": "wait=60"}}
+        refused = await running.http.post("/v1/reconstructions", data={"options": json.dumps(wishes)}, **send)
+        assert refused.status_code == 503, refused.text
+        assert "1.0 GiB are free" in refused.json()["detail"]
+        job = (await running.http.post("/v1/reconstructions", data={"options": "{}"}, **send)).json()
+        assert job["model"] == "nvdiffrec"
+        assert "not ready here" in job["chosen_because"]
+        assert job["error"]["code"] == "unposed_views"
+        free = 1 << 40
+        named = {"options": json.dumps({**WISHES, "formats": ["glb"]})}
+        job = (await running.http.post("/v1/reconstructions", data=named, **send)).json()
+        assert job["state"] == "succeeded", job
+
+
 def test_what_is_served(weights):
     assert list(served(AppArgs(weights={"trellis": weights}))) == ["nvdiffrec", "trellis"]
     assert list(served(AppArgs(fake={}, weights={"trellis": weights}))) == ["nvdiffrec"]
@@ -161,6 +213,20 @@ def test_auto_goes_by_the_files(weights):
         resolve(Options(formats=("gaussian_ply",)), args, many)
     with pytest.raises(MissingModel):
         resolve(Options(model="reconviagen"), AppArgs(fake={}), four)
+    with pytest.raises(MissingModel, match="Refining a mesh needs nvdiffrec"):
+        resolve(Options(model="trellis", refine=True), AppArgs(models=["trellis"]), four)
+
+
+def test_auto_does_not_wait_for_a_worker_that_does_not_start(weights):
+    args, broken = AppArgs(weights={"trellis": weights}), {"trellis": Readiness(False, "No memory.", "Make some.")}
+    four = [f"views/view_{i:02d}.png" for i in range(4)]
+    model, because = resolve(Options(), args, four, broken)
+    assert model.name == "nvdiffrec"
+    assert "not ready here" in because
+    with pytest.raises(MissingModel, match="No memory") as refused:
+        resolve(Options.model_validate({"views": {"cameras": "none"}}), args, four, broken)
+    assert refused.value.hint == "Make some."
+    assert resolve(Options(model="trellis"), args, four, broken)[0].name == "trellis"
 
 
 def test_the_configuration_makes_room_for_a_generative_model(weights):
@@ -178,3 +244,24 @@ def test_the_configuration_makes_room_for_a_generative_model(weights):
     assert "Trellis" not in asked(0)  # on a CPU it would take hours
     shipped["applications"][0]["args"]["models"] = ["nvdiffrec", "trellis"]
     assert asked(0)["Trellis"] == 0
+    shipped["applications"][0]["args"]["models"] = ["nvdiffrec", "trellis", "reconviagen"]
+    assert asked(2)["Trellis"] == asked(2)["Nvdiffrec"] == 1  # one worker for both models
+
+
+@pytest.mark.parametrize(
+    ("held", "sentence"),
+    [
+        (["trelis"], "there is no model 'trelis' (did you mean 'trellis'?)"),
+        ([], "one or more of trellis, reconviagen"),
+        ("trellis", "must be a list"),
+        (["trellis", "reconviagen"], "reconviagen is not in args.models"),
+        (["trellis"], ""),
+    ],
+)
+def test_the_models_that_a_worker_shall_hold_are_checked(held, sentence):
+    shipped = config.load(DEFAULT_CONFIG)
+    application = shipped["applications"][0]
+    application["args"]["models"] = ["nvdiffrec", "trellis"]
+    application["deployments"].append({"name": "Trellis", "user_config": {"models": held}})
+    found = config.check(shipped)
+    assert any(sentence in one for one in found) if sentence else found == []

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from serve_app.models import MODELS
 from serve_app.replicas import Replicas, Seen, seen_in
 
 
@@ -51,3 +52,27 @@ async def test_the_controller_is_asked_now_and_then(monkeypatch):
     for _ in range(5):
         assert (await replicas.seen())["Trellis"].running == 1
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("status", "waits"), [("UPDATING", True), ("UNHEALTHY", False), ("DEPLOY_FAILED", False)])
+async def test_a_model_is_broken_where_nothing_answers_and_nothing_is_about_to(monkeypatch, status, waits):
+    monkeypatch.setattr("serve_app.replicas._look", lambda: {"Trellis": Seen(status, 0, "no memory")})
+    broken = await Replicas().broken([MODELS["trellis"], MODELS["nvdiffrec"]])
+    assert list(broken) == ([] if waits else ["trellis"])
+
+
+async def test_what_a_worker_says_of_its_models_is_kept_while_it_is_busy(monkeypatch):
+    said = [{"trellis": {}, "reconviagen": {"reason": "no memory", "hint": "make some"}}]
+
+    async def ask():
+        if not said:
+            raise TimeoutError
+        return said.pop()
+
+    monkeypatch.setattr("serve_app.replicas._look", lambda: {"Trellis": Seen("HEALTHY", 1)})
+    replicas = Replicas(ask)
+    for _ in range(2):
+        assert (await replicas.readiness(MODELS["trellis"])).ready
+        assert (await replicas.readiness(MODELS["reconviagen"])).reason == "no memory"
+        assert list(await replicas.broken(MODELS.values())) == ["reconviagen"]
+        replicas._asked = -10.0

@@ -1,5 +1,6 @@
 """A checkpoint is read whole or refused with a sentence."""
 
+import gc
 import json
 import pickle
 import shutil
@@ -11,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from viewmesh.errors import InputError, MissingModel, OutOfMemory
 from viewmesh.trellis import checkpoint
 from viewmesh.trellis.checkpoint import load_network, locate, read_pipeline, storage_dtypes
-from viewmesh.trellis.pipeline import Trellis
-from viewmesh.trellis.tiny import write_tiny_trellis
+from viewmesh.trellis.loading import Loaded
+from viewmesh.trellis.pipeline import WORKSPACE_BYTES, Trellis
+from viewmesh.trellis.reconviagen import ReconViaGen
+from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 
 CPU = torch.device("cpu")
 
@@ -135,3 +138,43 @@ def test_too_little_memory_is_said_with_both_figures(tiny, monkeypatch):
     monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 1 << 30)
     with pytest.raises(OutOfMemory, match=r"needs about 2\.0 GiB on cpu, 1\.0 GiB are free"):
         Trellis.load(tiny)
+
+
+def networks_of(model) -> dict[str, torch.nn.Module]:
+    return {**vars(model.networks), "encoder": model.encoder}
+
+
+def test_two_models_share_the_networks_whose_files_are_the_same(tmp_path):
+    """Of their own folders: the same bytes under the same configuration; one of another seed is loaded again."""
+    first, two = write_tiny_trellis(tmp_path / "one"), write_tiny_reconviagen(tmp_path / "two")
+    other = write_tiny_trellis(tmp_path / "other", seed=1) / "ckpts" / "slat_flow.safetensors"
+    shutil.copy(other, two / "ckpts" / "slat_flow.safetensors")
+    for suffix in ("json", "safetensors"):
+        shutil.copy(first / "ckpts" / f"image_encoder.{suffix}", two / "ckpts" / f"image_encoder.{suffix}")
+    args = json.loads((two / "ckpts" / "slat_dec_gs.json").read_text())
+    (two / "ckpts" / "slat_dec_gs.json").write_text(json.dumps(args | {"note": "configured differently"}))
+    loaded = Loaded()
+    trellis = Trellis.load(first, loaded=loaded)
+    both = ReconViaGen.load(two, vggt=two / "vggt", loaded=loaded)
+    ours, theirs = networks_of(trellis), networks_of(both)
+    shared = {
+        name for name, network in ours.items() if isinstance(network, torch.nn.Module) and network is theirs[name]
+    }
+    assert shared == {"structure_flow", "structure_decoder", "mesh_decoder", "encoder"}
+    state = load_file(other)
+    assert all(torch.equal(t, state[name]) for name, t in both.networks.latent_flow.state_dict().items())
+    alone = ReconViaGen.load(two, vggt=two / "vggt")
+    assert networks_of(alone)["mesh_decoder"] is not theirs["mesh_decoder"]
+
+
+def test_what_is_shared_is_not_counted_and_what_nobody_uses_is_gone(tiny, monkeypatch):
+    loaded, said = Loaded(), []
+    monkeypatch.setattr(checkpoint, "require_memory", lambda what, needed, device: said.append(needed))
+    first = Trellis.load(tiny, loaded=loaded)
+    second = Trellis.load(tiny, loaded=loaded)
+    assert second.networks.latent_flow is first.networks.latent_flow
+    files = sum(f.stat().st_size for f in (tiny / "ckpts").glob("*.safetensors"))
+    assert said == [files + WORKSPACE_BYTES, WORKSPACE_BYTES]
+    del first, second
+    gc.collect()
+    assert loaded.find(tiny / "ckpts" / "slat_flow.safetensors", CPU, None) is None

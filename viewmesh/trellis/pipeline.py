@@ -18,27 +18,33 @@ from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from viewmesh.errors import Cancelled, InputError, MissingModel, OptionError, ViewmeshError
+from viewmesh.errors import Cancelled, InputError, OptionError, ViewmeshError
 from viewmesh.geometry.camera import Y_UP_FROM_Z_UP
 from viewmesh.geometry.flexicubes import FlexiMesh
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.render.shading import srgb_to_linear
 from viewmesh.trellis import checkpoint, stages
-from viewmesh.trellis.attention import prefer_cudnn_attention
 from viewmesh.trellis.batch import Batch, Request, groups, sample_latents, sample_structures
-from viewmesh.trellis.decoders import Gaussians, SLatGaussianDecoder, SLatMeshDecoder
+from viewmesh.trellis.decoders import Gaussians
+from viewmesh.trellis.loading import (
+    NETWORK_ROLES,
+    Loaded,
+    encoder_file,
+    load_encoder,
+    load_networks,
+    network_stem,
+    require_room,
+    weights_folder,
+    weights_of,
+)
 from viewmesh.trellis.preprocess import image_tensor, trellis_image
 from viewmesh.trellis.samplers import SamplerOptions, Velocity
-from viewmesh.trellis.slat_flow import SLatFlowModel
-from viewmesh.trellis.structure import SparseStructureDecoder, SparseStructureFlowModel
 from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
 from viewmesh.trellis.warm import compile_flows
-from viewmesh.weights.store import local_folder
 
-T = TypeVar("T", bound=nn.Module)
 S = TypeVar("S")
 R = TypeVar("R")
 Images = Sequence[Image.Image] | Tensor
@@ -88,19 +94,23 @@ class Trellis:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         dino: Path | str | None = None,
+        loaded: Loaded | None = None,
     ) -> "Trellis":
         """weights: a folder in the official layout, or a repository that `viewmesh weights download` has fetched.
 
         dtype: of the torsos; None is the checkpoint's own (half precision on CUDA, float32 on the CPU).
-        dino: the DINOv2 file, if it lies elsewhere. Raises MissingModel, InputError (a file that is not what it should
-        be) and OutOfMemory (before allocating).
+        dino: the DINOv2 file, if it lies elsewhere. loaded: what this model may share with others. Raises MissingModel,
+        InputError (a file that is not what it should be) and OutOfMemory (before allocating).
         """
-        device, clock = torch.device(device), Stopwatch(torch.device(device))
-        root = weights_folder(weights)
+        device, clock, loaded = torch.device(device), Stopwatch(torch.device(device)), loaded or Loaded()
+        config = checkpoint.read_pipeline(weights_folder(weights))
+        encoder_weights = encoder_file(config, dino)
+        files = [weights_of(network_stem(config, role)) for role in NETWORK_ROLES.values()]
+        require_room(config.root.name, files, encoder_weights, WORKSPACE_BYTES, device, dtype, loaded)
         with clock("networks"):
-            networks, config = load_networks(root, device, dtype)
+            networks = load_networks(config, device, dtype, loaded)
         with clock("encoder"):
-            encoder = load_encoder(config, device, dino)
+            encoder = load_encoder(encoder_weights, device, loaded)
         return cls(networks, encoder, default_options(config), clock.seconds)
 
     @property
@@ -245,93 +255,6 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-def weights_folder(weights: Path | str) -> Path:
-    """A folder as it is; a repository id or a manifest name becomes its downloaded folder. MissingModel if absent."""
-    if Path(weights).is_dir():
-        return Path(weights)
-    folder = local_folder(str(weights))
-    if folder is None:
-        raise MissingModel(
-            f"The weights {weights} are neither a folder nor a repository that has been downloaded.",
-            hint="viewmesh weights download trellis",
-        )
-    return folder
-
-
-def load_networks(
-    root: Path, device: torch.device, dtype: torch.dtype | None
-) -> tuple[stages.Networks, checkpoint.PipelineConfig]:
-    """The five networks that make a mesh and Gaussians, after a check that they fit."""
-    if device.type == "cuda":
-        prefer_cudnn_attention()
-    config = checkpoint.read_pipeline(root)
-    stems = {role: network_stem(config, role) for role in NETWORK_ROLES.values()}
-    needed = sum(checkpoint.file_bytes(stem) for stem in stems.values()) * (2 if dtype == torch.float32 else 1)
-    checkpoint.require_memory(f"{root.name}", needed + WORKSPACE_BYTES, device)
-
-    def load(field_name: str, kind: type[T]) -> T:
-        stem = stems[NETWORK_ROLES[field_name]]
-        network = checkpoint.load_network(stem, device, dtype)
-        if not isinstance(network, kind):
-            raise InputError(f"is a {type(network).__name__}, expected a {kind.__name__}.", file=f"{stem}.json")
-        return network
-
-    networks = stages.Networks(
-        load("structure_flow", SparseStructureFlowModel),
-        load("structure_decoder", SparseStructureDecoder),
-        load("latent_flow", SLatFlowModel),
-        load("mesh_decoder", SLatMeshDecoder),
-        load("gaussian_decoder", SLatGaussianDecoder),
-        torch.tensor(config.mean, device=device),
-        torch.tensor(config.std, device=device),
-    )
-    return networks, config
-
-
-NETWORK_ROLES = {  # our name: the role in pipeline.json
-    "structure_flow": "sparse_structure_flow_model",
-    "structure_decoder": "sparse_structure_decoder",
-    "latent_flow": "slat_flow_model",
-    "mesh_decoder": "slat_decoder_mesh",
-    "gaussian_decoder": "slat_decoder_gs",
-}
-
-
-def network_stem(config: checkpoint.PipelineConfig, role: str) -> Path:
-    if role not in config.models:
-        raise InputError(f"names no {role}.", file=str(config.root / "pipeline.json"))
-    return checkpoint.locate(config, config.models[role], local_folder)
-
-
-def load_encoder(
-    config: checkpoint.PipelineConfig, device: torch.device, file: Path | str | None = None
-) -> DinoVisionTransformer:
-    """DINOv2 in float32: from `file`, from a path that pipeline.json names, or from the downloaded weights."""
-    stem = config.root / config.image_encoder
-    if file is None and stem.with_name(stem.name + ".json").exists():
-        network = checkpoint.load_network(stem, device, torch.float32)
-        if not isinstance(network, DinoVisionTransformer):
-            raise InputError(f"is a {type(network).__name__}, expected DinoVisionTransformer.", file=f"{stem}.json")
-        return network
-    if file is None:
-        folder = local_folder("dinov2")
-        beside = [f for name in ("safetensors", "pth") for f in config.root.glob(f"dinov2_vitl14_reg4*.{name}")]
-        kept = [] if folder is None else [f for name in ("safetensors", "pth") for f in folder.glob(f"*.{name}")]
-        if not beside + kept:
-            raise MissingModel(
-                "The image encoder dinov2_vitl14_reg4_pretrain.pth is missing.", hint="viewmesh weights download dinov2"
-            )
-        file = (beside + kept)[0]
-    file = Path(file)
-    if file.suffix == ".pth":
-        return checkpoint.load_dino_pth(file, device, torch.float32)
-    network = checkpoint.filled(
-        lambda: DinoVisionTransformer(**checkpoint.DINOV2_VITL14_REG), file, device, torch.float32
-    )
-    assert isinstance(network, DinoVisionTransformer)
-    return network
 
 
 def default_options(config: checkpoint.PipelineConfig) -> GenerateOptions:

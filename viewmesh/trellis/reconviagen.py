@@ -8,6 +8,7 @@ Chang et al. 2025, "ReconViaGen: Towards Accurate Multi-view 3D Object Reconstru
 to be treated as non-commercial (see viewmesh.weights.manifest).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,18 @@ from viewmesh.errors import InputError, MissingModel
 from viewmesh.geometry.camera import OPENGL_FROM_OPENCV, Cameras
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.trellis import checkpoint, stages
+from viewmesh.trellis.loading import (
+    NETWORK_ROLES,
+    Loaded,
+    encoder_file,
+    load_encoder,
+    load_network,
+    load_networks,
+    network_stem,
+    require_room,
+    weights_folder,
+    weights_of,
+)
 from viewmesh.trellis.multiview import ModulatedMultiViewCond, ModulatedSLATMultiViewCond
 from viewmesh.trellis.pipeline import (
     Generated,
@@ -28,10 +41,6 @@ from viewmesh.trellis.pipeline import (
     as_images,
     decoded,
     in_threads,
-    load_encoder,
-    load_networks,
-    network_stem,
-    weights_folder,
     with_wishes,
 )
 from viewmesh.trellis.preprocess import image_tensor, reconviagen_image
@@ -47,6 +56,7 @@ DEFAULTS = GenerateOptions(
 )
 BYTES_PER_VIEW = 160 << 20  # keys and values of 24 blocks, or tokens and activations at 518²; 150 MiB measured
 WORKSPACE_BYTES = 2 << 30
+CONDITION_ROLES = ("sparse_structure_vggt_cond", "slat_vggt_cond")
 OTHER_HEADS = r"(camera|point|depth|track)_head\."  # parts of the VGGT file that are not loaded
 
 
@@ -72,25 +82,25 @@ class ReconViaGen:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         dino: Path | str | None = None,
+        loaded: Loaded | None = None,
     ) -> "ReconViaGen":
         """weights, vggt: folders, or names or repositories that `viewmesh weights download` has fetched.
 
         Raises like Trellis.load.
         """
-        device, clock = torch.device(device), Stopwatch(torch.device(device))
-        root, vggt_root = weights_folder(weights), weights_folder(vggt)
+        device, clock, loaded = torch.device(device), Stopwatch(torch.device(device)), loaded or Loaded()
+        config, vggt_root = checkpoint.read_pipeline(weights_folder(weights)), weights_folder(vggt)
+        encoder_weights = encoder_file(config, dino)
+        roles = [*NETWORK_ROLES.values(), *CONDITION_ROLES]
+        files = [weights_of(network_stem(config, role)) for role in roles]
+        more = vggt_bytes(vggt_root, device) + WORKSPACE_BYTES
+        require_room(config.root.name, files, encoder_weights, more, device, dtype, loaded)
         with clock("networks"):
-            networks, config = load_networks(root, device, dtype)
-            conditions = [
-                checkpoint.load_network(network_stem(config, role), device, dtype)
-                for role in ("sparse_structure_vggt_cond", "slat_vggt_cond")
-            ]
-        structure, latent = conditions
-        if not isinstance(structure, ModulatedMultiViewCond) or not isinstance(latent, ModulatedSLATMultiViewCond):
-            kinds = ", ".join(type(c).__name__ for c in conditions)
-            raise InputError(f"its condition networks are {kinds}.", file=str(root / "pipeline.json"))
+            networks = load_networks(config, device, dtype, loaded)
+            structure = load_network(config, CONDITION_ROLES[0], ModulatedMultiViewCond, device, dtype, loaded)
+            latent = load_network(config, CONDITION_ROLES[1], ModulatedSLATMultiViewCond, device, dtype, loaded)
         with clock("encoder"):
-            encoder = load_encoder(config, device, dino)
+            encoder = load_encoder(encoder_weights, device, loaded)
         with clock("vggt"):
             aggregator, camera_head = load_vggt(vggt_root, device)
         return cls(networks, encoder, aggregator, camera_head, structure, latent, DEFAULTS, clock.seconds)
@@ -188,21 +198,35 @@ def working_bytes(views: int) -> int:
     return WORKSPACE_BYTES + views * BYTES_PER_VIEW
 
 
-def load_vggt(root: Path, device: torch.device) -> tuple[Aggregator, CameraHead]:
-    """The aggregator (half precision on CUDA, as its authors run it) and the camera head (float32)."""
-    config = checkpoint.read_json(root / "config.json")
+def vggt_bytes(root: Path, device: torch.device) -> int:
+    """What load_vggt allocates."""
+    per = {"aggregator.": half_precision(device).itemsize, "camera_head.": 4}
+    with checkpoint.TensorFile(vggt_file(root), torch.device("cpu")) as file:
+        parts = {key: next((b for p, b in per.items() if key.startswith(p)), 0) for key in file.shapes}
+        return sum(parts[key] * math.prod(shape) for key, shape in file.shapes.items())
+
+
+def vggt_file(root: Path) -> Path:
     path = root / "model.safetensors"
     if not path.exists():
         raise MissingModel(f"{path} is missing.", hint="viewmesh weights download vggt-object")
-    needed = path.stat().st_size * 3 // 4  # half of it loaded in half precision, the rest of the heads not at all
-    checkpoint.require_memory("VGGT", needed // 2 if device.type == "cuda" else needed, device)
+    return path
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """What VGGT's authors run the aggregator in on CUDA; float32 elsewhere."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def load_vggt(root: Path, device: torch.device) -> tuple[Aggregator, CameraHead]:
+    """The aggregator (half precision on CUDA) and the camera head (float32)."""
+    config, path = checkpoint.read_json(root / "config.json"), vggt_file(root)
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
     args = {name: config[name] for name in names if name in config}
-    half = torch.float32
-    if device.type == "cuda":
-        half = torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     aggregator = checkpoint.filled(
-        lambda: Aggregator(**args), path, device, half, prefix="aggregator.", ignored=OTHER_HEADS
+        lambda: Aggregator(**args), path, device, half_precision(device), prefix="aggregator.", ignored=OTHER_HEADS
     )
     width = 2 * args.get("embed_dim", 1024)
     heads = args.get("num_heads", 16)

@@ -69,6 +69,7 @@ def compile_flows(
     flows = {"structure_flow": (networks.structure_flow, 1), "latent_flow": (networks.latent_flow, views)}
     seconds: dict[str, float] = {}
     ready: frozenset[tuple[bool, bool]] = frozenset()
+    before = {name: getattr(flow.run_block, "ready", frozenset()) for name, (flow, _) in flows.items()}  # of a model
     # three, not two: a size that happens to equal another would be taken to always equal it
     for part, P, B in (("", 1, 1), (" in passes", 3, 1), (" in batches", 1, 3)):
         if (P > 1 and not passes) or (B > 1 and not batches):
@@ -81,7 +82,7 @@ def compile_flows(
                 _run_once(flow, context, B)
             torch.cuda.synchronize(networks.device)
             seconds[name + part] = time.perf_counter() - start
-            flow.run_block = CompiledFor(ready)  # one assignment: calls in flight keep what they have
+            flow.run_block = CompiledFor(ready | before[name])  # one assignment: calls in flight keep what they have
     return seconds
 
 
