@@ -2,16 +2,14 @@
 
 Serve cancels `async` methods when the caller goes away but cannot stop a thread. So the method is an async generator,
 the work a function in a thread that asks `cancelled()` between steps, and leaving the generator for any reason sets the
-flag and waits for the thread.
+flag and waits for the thread. Who waits may be cancelled, too: the device is free when the thread has ended, no sooner.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +42,7 @@ class Worker:
         self.stall_s = stall_s
         self.interval_s = interval_s
         self.poisoned = ""
-        self._turns = contextlib.nullcontext() if at_once is None else asyncio.Semaphore(at_once)
+        self._turns = None if at_once is None else asyncio.Semaphore(at_once)
         self._running: set[_Call] = set()
 
     def check_health(self) -> None:
@@ -58,19 +56,17 @@ class Worker:
     async def run(
         self, work: Work, *, job_id: str = "", on_memory: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Message, None]:
-        """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed.
+        """Runs work(progress, cancelled) in a thread; yields its Progress and last one Done or Failed. To be left
+        through its aclose, or the thread works on.
 
         on_memory: called in the thread when the work has run out of memory. job_id: for the log.
         """
+        if self._turns is not None:
+            await self._turns.acquire()
         if self.poisoned:
+            self._give_back()
             yield Failed("worker_unfit", "The worker is about to be replaced.", retry=True)
             return
-        # A generator that is left does not close the ones inside it; without aclosing their threads would work on.
-        async with self._turns, aclosing(self._run(work, log_of(job_id), on_memory)) as messages:
-            async for message in messages:
-                yield message
-
-    async def _run(self, work: Work, log: Log, on_memory: Callable[[], None]) -> AsyncGenerator[Message, None]:
         call = _Call(time.monotonic())
         loop = asyncio.get_running_loop()
         stop = threading.Event()
@@ -90,11 +86,16 @@ class Worker:
             return stop.is_set()
 
         def body() -> None:
-            message = self._outcome(work, progress, cancelled, log, on_memory)
+            message = self._outcome(work, progress, cancelled, log_of(job_id), on_memory)
             loop.call_soon_threadsafe(inbox.put_nowait, message)
+
+        def ended(thread: asyncio.Future[None]) -> None:
+            self._running.discard(call)
+            self._give_back()
 
         self._running.add(call)
         thread = loop.run_in_executor(None, contextvars.copy_context().run, body)  # the request id, for the log
+        thread.add_done_callback(ended)
         try:
             while True:
                 message = await inbox.get()
@@ -103,9 +104,11 @@ class Worker:
                     return
         finally:
             stop.set()
-            # The next call must not share the device with the rest of this one.
-            await asyncio.wait({asyncio.ensure_future(thread)}, timeout=30)
-            self._running.discard(call)
+            await asyncio.wait({thread})  # however long: until then Serve gives the next call to another replica
+
+    def _give_back(self) -> None:
+        if self._turns is not None:
+            self._turns.release()
 
     def _outcome(
         self, work: Work, progress: Any, cancelled: Callable[[], bool], log: Log, on_memory: Callable

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from contextlib import aclosing
 
@@ -61,6 +62,55 @@ async def test_calls_of_one_worker_never_overlap():
     worker = Worker()
     await asyncio.gather(*(all_of(worker.run(work)) for _ in range(4)))
     assert most == 1
+
+
+async def test_a_call_that_does_not_listen_keeps_the_device_until_it_has_ended():
+    """However often its caller goes away, and however long its thread goes on."""
+    free, order = threading.Event(), []
+
+    def deaf(progress, cancelled):
+        order.append("deaf begins")
+        free.wait(20)
+        order.append("deaf ends")
+        return {}
+
+    def following(progress, cancelled):
+        order.append("next begins")
+        return {}
+
+    worker = Worker(stall_s=0.3)
+    left = asyncio.create_task(all_of(worker.run(deaf)))
+    while not order:
+        await asyncio.sleep(0.01)
+    for _ in range(3):  # its cancellation, and those of who waits for it
+        left.cancel()
+        await asyncio.sleep(0.02)
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    after = asyncio.create_task(all_of(worker.run(following)))
+    await asyncio.sleep(0.4)
+    assert order == ["deaf begins"]
+    with pytest.raises(Unhealthy, match="no progress"):
+        worker.check_health()  # a thread that never ends is not forgotten
+    free.set()
+    assert (await after)[-1] == Done({})
+    assert order == ["deaf begins", "deaf ends", "next begins"]
+    worker.check_health()
+
+
+async def test_a_call_that_gave_up_waiting_for_its_turn_leaves_it_to_others():
+    free = threading.Event()
+    worker = Worker()
+    first = asyncio.create_task(all_of(worker.run(lambda p, c: free.wait(20) and {})))
+    await asyncio.sleep(0.05)
+    waiting = asyncio.create_task(all_of(worker.run(lambda p, c: {"x": 1})))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    free.set()
+    await first
+    assert (await all_of(worker.run(lambda p, c: {"x": 2})))[-1] == Done({"x": 2})
 
 
 async def test_calls_at_once_are_watched_one_by_one():
