@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import error as dbos_error
 
 from serve_app.workflow import VERSION
 
@@ -17,6 +18,7 @@ APPLICATION = "viewmesh"
 EXECUTOR = "conductor"  # fixed: a restarted Conductor takes over what the last one left
 DELIVERIES = "webhooks"
 EXPORTS = "export"
+CANCELLED = (dbos_error.DBOSAwaitedWorkflowCancelledError, dbos_error.DBOSWorkflowCancelledError)
 OVER = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 
@@ -83,6 +85,18 @@ async def sleep(seconds: float) -> None:
     await DBOS.sleep_async(seconds)
 
 
+def brief_about_cancelling(record: logging.LogRecord) -> bool:
+    """For DBOS's logger: a cancelled workflow is one line, not a warning that another process has it and a traceback.
+
+    If another process has it, the lease has said so.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, CANCELLED):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
+    return "is no longer owned by this execution" not in str(record.msg)
+
+
 class Runner:
     """Runs workflows in this process: the Conductor's half."""
 
@@ -97,7 +111,9 @@ class Runner:
             "log_level": "WARNING",
             "notification_listener_polling_interval_sec": 1.0,
         }
-        logging.getLogger("dbos").setLevel(logging.WARNING)
+        logger = logging.getLogger("dbos")
+        logger.setLevel(logging.WARNING)
+        logger.addFilter(brief_about_cancelling)  # once, however often
         self.dbos = DBOS(config=config)
 
     def register(self, name: str, workflow: Callable[[str], Awaitable[None]]) -> None:

@@ -33,6 +33,7 @@ class Service:
         self.store.on_end = self.workflows.deliver
         self.replicas = Replicas(self._held)
         self.hub = EventHub(self.store, lambda: self.config.poll_s)
+        self.telling: set[asyncio.Task[None]] = set()  # the Conductor of cancellations
 
     def asgi(self, *, echo_request_id: bool = True) -> Edge:
         from serve_app.routes import application

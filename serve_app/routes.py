@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ray.serve")
 STATIC = Path(__file__).parent / "static"
 DAY_S = 86400.0
+STOP_S = 1.0  # so long the answer to a cancellation waits for the running call to be told
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -481,21 +482,25 @@ async def _view(s: Any, by: Caller, job_id: str) -> ReconstructionView:
 
 
 async def _cancel(s: Any, job_id: str) -> None:
-    """The row first, which no worker can undo; then the workflow; then, to be quick about it, the running call."""
+    """The row first, which no worker can undo; then the workflow; then, to be quick about it, the running call. The
+    answer waits for none of those who work: the job is over, they stop when they can."""
     expires = None if s.args.retention_s is None else time.time() + s.args.retention_s
     if not await asyncio.to_thread(s.store.cancel, job_id, expires):
         return
     await asyncio.to_thread(s.workflows.cancel, job_id)
+    telling = asyncio.create_task(_stop(s, job_id))
+    s.telling.add(telling)
+    telling.add_done_callback(s.telling.discard)
+    await asyncio.wait({telling}, timeout=STOP_S)
+
+
+async def _stop(s: Any, job_id: str) -> None:
     try:
-        await asyncio.wait_for(_stop(s, job_id), 2)
+        await s.conductor.stop.remote(job_id)
     except Exception as error:
         log.info(
             f"the Conductor could not be told of a cancellation ({type(error).__name__}); its own watch will see it"
         )
-
-
-async def _stop(s: Any, job_id: str) -> None:
-    await s.conductor.stop.remote(job_id)
 
 
 async def _conductor_ready(s: Any) -> None:
