@@ -37,8 +37,13 @@ class Session(Protocol):
         """Works for about so long; returns the last metrics. Progress counts steps of the whole job."""
         ...
 
-    def save(self, out: Path) -> str | None:
-        """Returns the file's sha256, if it is known."""
+    def checkpoint(self) -> Callable[[Path], str | None]:
+        """What writes the state as it is now to a file and returns its sha256, if it is known; called in another
+        thread, while this session may go on."""
+        ...
+
+    def go_on(self, enough: Callable[[], bool], progress: Progress, cancelled: Cancelled) -> None:
+        """Works on until `enough()`, which is soon; not at all where the next step is a long one."""
         ...
 
     def preview(self, out: Path) -> bool:

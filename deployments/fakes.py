@@ -10,6 +10,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class FakeSession:
     def advance(self, seconds: float, progress: Any, cancelled: Any) -> dict[str, float]:
         until = time.monotonic() + seconds
         metrics: dict[str, float] = {}
-        while not self.done and time.monotonic() < until:
+        while not self.done and (not metrics or time.monotonic() < until):
             check(cancelled)
             time.sleep(self.script.optimise_s / self.steps)
             self.step += 1
@@ -85,8 +86,17 @@ class FakeSession:
             progress("optimise", self.step, self.steps, **metrics)
         return metrics
 
-    def save(self, out: Path) -> None:
-        out.write_text(json.dumps({"step": self.step, "script": self.script.model_dump()}))
+    def checkpoint(self) -> Callable[[Path], None]:
+        text = json.dumps({"step": self.step, "script": self.script.model_dump()})
+
+        def write(out: Path) -> None:
+            out.write_text(text)
+
+        return write
+
+    def go_on(self, enough: Any, progress: Any, cancelled: Any) -> None:
+        while not self.done and not enough():
+            self.advance(0.0, progress, cancelled)
 
     def preview(self, out: Path) -> bool:
         out.write_bytes(tiny_png())

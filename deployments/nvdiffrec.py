@@ -1,10 +1,12 @@
 """Nvdiffrec: the optimiser, in slices. One GPU each (or CPU), one job at a time, autoscaled.
 
-A slice continues a job for a few seconds and ends with a checkpoint in the artifact store. Three steps of a fit take as
-long as they take, up to half a minute on a CPU (see `viewmesh.nvdiffrec.surface`): each is a slice of its own, asks
-every second or two whether it is still wanted, and shows that it lives. The replica keeps the sessions of its last jobs
-warm; a session is used only if it stands exactly at the checkpoint that the caller names, so what is durable decides,
-never what happens to be in memory.
+A slice continues a job for a few seconds and ends with a checkpoint in the artifact store. While that is written the
+session goes on, so the next slice begins further on; a replica that is lost takes no more with it than without.
+
+Three steps of a fit take as long as they take, up to half a minute on a CPU (see `viewmesh.nvdiffrec.surface`): each is
+a slice of its own, asks every second or two whether it is still wanted, and shows that it lives. The replica keeps the
+sessions of its last jobs warm; a session is used only if it went on from the very checkpoint that the caller names, so
+what is durable decides, never what happens to be in memory.
 """
 
 import shutil
@@ -12,7 +14,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import Optimiser, Session, make
-from deployments.logs import log_of
+from deployments.logs import Log, log_of
 from deployments.messages import Message
 from deployments.metrics import DeviceMetrics, StageMetrics
 from deployments.running import Worker, out_of_device_memory
@@ -81,19 +83,23 @@ class Nvdiffrec:
         workdir = Path(tempfile.mkdtemp(prefix="viewmesh-slice-"))
         try:
             session, metrics, resumed = self._advance(call, workdir, progress, cancelled)
+            step, done = session.step, session.done
             with ThreadPoolExecutor(1) as beside:
-                saving = beside.submit(
-                    self.store.create, session.save, fresh(f"jobs/{job_id}/checkpoints", f"{session.step:08d}")
-                )
+                key = fresh(f"jobs/{job_id}/checkpoints", f"{step:08d}")
+                saving = beside.submit(self.store.create, session.checkpoint(), key)
                 shown = self._show(job_id, session, workdir / "preview.png")
+                intact = done or self._go_on(session, saving, progress, cancelled, log_of(job_id))
                 ref = saving.result()
-            self._keep(job_id, ref.sha256, session)
+            if intact:
+                self._keep(job_id, ref.sha256, session)
+            else:
+                self._forget()
             self.device.record(self.engine.memory())
             return {
                 "checkpoint": ref.json(),
-                "step": session.step,
+                "step": step,
                 "steps": session.steps,
-                "done": session.done,
+                "done": done,
                 "metrics": metrics,
                 "preview": shown,
                 "smaller": bool(call.get("smaller")),
@@ -102,6 +108,17 @@ class Nvdiffrec:
             }
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
+
+    def _go_on(self, session: Session, saving: Future[Any], progress: Any, cancelled: Any, log: Log) -> bool:
+        """While its checkpoint is written; False if the device's memory ran out, which is the next slice's to mend."""
+        try:
+            session.go_on(saving.done, progress, cancelled)
+        except Exception as error:
+            if not out_of_device_memory(error):
+                raise
+            log.warning(f"out of memory beside the writing of a checkpoint: {error}")
+            return False
+        return True
 
     def _show(self, job_id: str, session: Session, file: Path) -> dict[str, Any] | None:
         if not session.preview(file):

@@ -26,6 +26,7 @@ from serve_app.jobs import ACTIVE, JobStore
 from serve_app.lease import Lease
 from serve_app.models import MODELS
 from serve_app.replicas import Replicas
+from serve_app.seats import Seats
 from serve_app.settings import AppArgs
 from serve_app.stages import Calls
 from serve_app.webhooks import PAUSES_S, deliver
@@ -56,9 +57,16 @@ class Conductor:
         self.artifacts = await asyncio.to_thread(ArtifactStore, self.args.artifacts_url())
         self.keys = KeyRing(self.args.auth.keys_file)
         self.retention_s = self.args.retention_s
-        self.models, self.replicas = models, Replicas(self.held)
+        self.models, self.replicas, self.seats = models, Replicas(self.held), Seats(self.args.slots_of)
         self.calls = Calls(
-            self.store, self.artifacts, preprocessor, exporter, models, lambda: self.retention_s, self._broken
+            self.store,
+            self.artifacts,
+            preprocessor,
+            exporter,
+            models,
+            self.seats,
+            lambda: self.retention_s,
+            self._broken,
         )
         self.runner = Runner(self.args.database_url(), self.store.engine)
         self.runner.register("reconstruction", self._reconstruct)
@@ -90,7 +98,9 @@ class Conductor:
             return False
 
     async def _lead(self) -> None:
-        queues = {queue_of("reconstruction", name): self.args.slots_of(name) for name in MODELS}
+        # beyond the slots: those that wait for a seat that is about to be left, or write their files
+        slots = {name: self.args.slots_of(name) for name in MODELS}
+        queues = {queue_of("reconstruction", name): n + max(1, n // 2) for name, n in slots.items()}
         await self.runner.launch({**queues, EXPORTS: 8, DELIVERIES: 16})
 
     def _abandon(self) -> None:
@@ -168,6 +178,8 @@ class Conductor:
                     "details": {},
                 },
             )
+        finally:
+            self.seats.leave(job_id)
 
     async def _deliver(self, job_id: str) -> None:
         for pause in PAUSES_S:

@@ -99,7 +99,7 @@ class AppArgs(Strict):
     )
     slots: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={},
-        description="Jobs of a model that are worked on at once; more wait as `queued`. Default 4 per model.",
+        description="Jobs of a model from their first stage to their last but one; others wait as `queued`. Default 4.",
     )
     max_active_jobs: int = Field(
         default=2000, gt=0, description="Queued and running jobs of one owner, unless its key says."

@@ -17,6 +17,7 @@ from deployments.logs import log_of
 from deployments.messages import Done, Failed, Progress
 from serve_app.jobs import JobStore
 from serve_app.models import MODELS
+from serve_app.seats import Seats
 from viewmesh.choose import after_no_poses
 from viewmesh.errors import PoseError, ViewmeshError
 from viewmesh.weights.ready import Readiness
@@ -60,6 +61,7 @@ class Calls:
         preprocessor: Any,
         exporter: Any,
         models: dict[str, Any],
+        seats: Seats,
         retention_s: Callable[[], float | None],
         broken: Callable[[], Awaitable[dict[str, Readiness]]],
     ) -> None:
@@ -68,6 +70,7 @@ class Calls:
         self.preprocessor = preprocessor
         self.exporter = exporter
         self.models = models
+        self.seats = seats
         self.retention_s = retention_s
         self.broken = broken  # models without a worker, and why
         self.running: dict[str, Any] = {}  # job → the response generator of its call
@@ -82,6 +85,9 @@ class Calls:
     # --- the steps -------------------------------------------------------------------------------------------------
 
     async def begin(self, job_id: str) -> Json:
+        row = await self._database(self.store.get, job_id)
+        if row is not None and row["kind"] != "export":
+            await self.seats.take(job_id, row["model"])
         row = await self._database(self.store.start, job_id)
         if row is None:
             return {}
@@ -105,6 +111,7 @@ class Calls:
         return {**await self._prepare({**job, **changed}), "job": changed}
 
     async def _prepare(self, job: Json) -> Json:
+        await self.seats.take(job["id"], job["model"])
         call = {"job_id": job["id"], "options": job["options"], "inputs": job["inputs"]}
         return await self._call(job, "prepare", self.preprocessor, "prepare", call)
 
@@ -113,6 +120,7 @@ class Calls:
         return bool(facts.get("chosen_because")) and job["model"] == "nvdiffrec" and "trellis" in self.models
 
     async def generate(self, job: Json, views: Json) -> Json:
+        await self.seats.take(job["id"], job["model"])
         call = {"job_id": job["id"], "options": job["options"], "views": views}
         return await self._call(job, "generate", self.models[job["model"]], "generate", call)
 
@@ -125,6 +133,7 @@ class Calls:
             "initial": initial,
             "smaller": smaller,
         }
+        await self.seats.take(job["id"], "nvdiffrec")
         made = await self._call(job, "optimise", self.models["nvdiffrec"], "slice", call)
         if "failed" not in made:
             if made.get("resumed"):
@@ -145,9 +154,11 @@ class Calls:
             "initial": initial,
             "smaller": smaller,
         }
+        await self.seats.take(job["id"], "nvdiffrec")
         return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)
 
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
+        self.seats.leave(job["id"])
         facts = {**((job["result"] or {}).get("facts") or {}), **facts}
         timings = {}
         row = await self._database(self.store.get, job["id"])

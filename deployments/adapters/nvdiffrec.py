@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ class NvdiffrecSession:
         self.state, metrics = fit.advance(self.state, seconds=seconds, progress=progress, cancelled=cancelled)
         return {name: float(value) for name, value in metrics.items()}
 
-    def save(self, out: Path) -> str:
+    def checkpoint(self) -> Callable[[Path], str]:
         assert self.state is not None
-        return fit.save(self.state, out)
+        return partial(fit.save, self.state)  # a value: the session goes on with another one
+
+    def go_on(self, enough: Callable[[], bool], progress: Any, cancelled: Any) -> None:
+        if self.state is not None and self.state.phase in fit.PASSES:
+            self.state, _ = fit.advance(self.state, enough=enough, progress=progress, cancelled=cancelled)
 
     def preview(self, out: Path) -> bool:
         pixels = None if self.state is None or self.state.notes.get("reason") else preview(self.state)

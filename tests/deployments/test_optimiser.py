@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
+import safetensors.torch
 import synthetic_views as synthetic
 import torch
 from PIL import Image
@@ -156,3 +156,47 @@ async def test_each_slice_leaves_a_picture(replica, call, tmp_path):
     assert pixels.shape == (256, 256, 4)
     assert 0.05 < (pixels[..., 3] > 127).mean() < 0.95
     assert len(data) < 200_000
+
+
+async def test_a_fit_goes_on_while_its_checkpoint_is_written(replica, call, tmp_path, monkeypatch):
+    """And a lost replica's successor, who begins at the checkpoint, ends where this one does, bit for bit."""
+    create = replica.store.create
+
+    def slowly(write, key):
+        time.sleep(0.5)
+        return create(write, key)
+
+    monkeypatch.setattr(replica.store, "create", slowly)
+    replica.reconfigure({"slice_s": 0})  # the slice itself makes a single step
+    made = await last(replica.slice(call))
+    assert isinstance(made, Done), made
+    ((_, session),) = replica.warm.values()
+    assert made.value["step"] == 1 < session.step <= 24
+
+    ends = []
+    for other in (replica, replica_on(tmp_path)):
+        given, resumed = {**call, "checkpoint": made.value["checkpoint"]}, []
+        while True:
+            further = await last(other.slice(given))
+            resumed.append(further.value["resumed"])
+            given = {**given, "checkpoint": further.value["checkpoint"]}
+            if further.value["done"]:
+                break
+        assert resumed[0] == (other is not replica)
+        assert not any(resumed[1:])
+        ends.append(safetensors.torch.load_file(other.store.fetch(given["checkpoint"], tmp_path, "end")))
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+async def test_out_of_memory_beside_a_checkpoint_is_the_next_slices(replica, call, monkeypatch):
+    def go_on(self, enough, progress, cancelled):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(adapter.NvdiffrecSession, "go_on", go_on)
+    made = await last(replica.slice(call))
+    assert isinstance(made, Done), made
+    assert not replica.warm
+    monkeypatch.undo()
+    further = await last(replica.slice({**call, "checkpoint": made.value["checkpoint"]}))
+    assert further.value["resumed"]

@@ -10,6 +10,7 @@ from deployments.artifacts import ArtifactStore
 from deployments.messages import Done, Failed, Progress
 from serve_app import stages
 from serve_app.jobs import JobStore, NewJob, new_id
+from serve_app.seats import Seats
 from serve_app.stages import MAX_DEVICE_LOSSES, MAX_LOSSES, Calls
 
 
@@ -48,6 +49,10 @@ DEAD = [Progress("x", 1, 2), ray.exceptions.ActorDiedError()]
 LOST_DEVICE = [Failed("device_lost", "gone", retry=True)]
 
 
+async def none_broken() -> dict:
+    return {}
+
+
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     async def no_pause(seconds, pause=asyncio.sleep):
@@ -66,9 +71,9 @@ def play(tmp_path, monkeypatch):
         if cancel:
             store.cancel(row["id"], None)
         handle = Handle(*scripts)
-        calls = Calls(
-            store, ArtifactStore(f"file://{tmp_path}/a"), handle, handle, dict.fromkeys(models, handle), lambda: None
-        )
+        artifacts, seats = ArtifactStore(f"file://{tmp_path}/a"), Seats(lambda model: 1)
+        served = dict.fromkeys(models, handle)
+        calls = Calls(store, artifacts, handle, handle, served, seats, lambda: None, none_broken)
         job = {
             "id": row["id"],
             "model": "nvdiffrec",

@@ -43,6 +43,7 @@ from viewmesh.views.viewset import ViewSet
 
 Phase = Literal["shape", "clean", "unwrap", "bake", "texture", "done"]
 Metrics = dict[str, float]
+PASSES: tuple[Phase, ...] = ("shape", "texture")  # of many short steps
 BETWEEN: tuple[Phase, ...] = ("clean", "unwrap", "bake")  # the passes: one long step each
 FORMAT = 4  # of the saved state
 REPORT_EVERY = 10  # steps between two calls of progress
@@ -122,15 +123,17 @@ def advance(
     *,
     steps: int | None = None,
     seconds: float | None = None,
+    enough: Callable[[], bool] | None = None,
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
 ) -> tuple[State, Metrics]:
-    """The state some steps or seconds later (whichever comes first; both None: at the end), and its last metrics.
+    """The state some steps or seconds later or once it is `enough`, whichever comes first (all None: at the end), and
+    its last metrics.
 
-    The given state stays as it was. One step is always made. With `seconds` a call ends with its phase, too, so that
-    each of the long steps between the passes (see `surface`) begins a call of its own and is all that a call which
-    dies in it can lose. Raises Cancelled between two steps, and between the parts of a long one: a second or two apart
-    on a machine that does nothing else.
+    The given state stays as it was. One step is always made. With `seconds` or `enough` a call ends with its phase,
+    too, so that each of the long steps between the passes (see `surface`) begins a call of its own and is all that a
+    call which dies in it can lose. Raises Cancelled between two steps, and between the parts of a long one: a second or
+    two apart on a machine that does nothing else.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     work, metrics, made = _Work(state, cancelled), {}, 0
@@ -138,7 +141,9 @@ def advance(
     while not work.state.done and not last:
         check(cancelled)
         phase_ends = work.phase_ends
-        last = made + 1 == steps or (deadline is not None and (phase_ends or time.monotonic() >= deadline))
+        over = (deadline is not None and time.monotonic() >= deadline) or (enough is not None and enough())
+        sliced = deadline is not None or enough is not None
+        last = made + 1 == steps or over or (sliced and phase_ends)
         report = last or phase_ends or work.state.steps_done % REPORT_EVERY == 0
         with repeatable(state.problem.device):
             metrics = work.step(report) or metrics

@@ -1,0 +1,48 @@
+"""How many jobs of a model its replicas have at once: a job takes a seat before its first stage, and leaves it when all
+that is left is to write its files, so that the next one has the GPU meanwhile.
+
+Without seats, jobs beyond the number of replicas would take turns on one, each turn loading a checkpoint. It is memory
+of one process: after its death, jobs take their seats anew as they go on.
+"""
+
+import asyncio
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable
+
+
+class Seats:
+    """slots: of a model, how many."""
+
+    def __init__(self, slots: Callable[[str], int]) -> None:
+        self.slots = slots
+        self.held: dict[str, str] = {}  # job → model
+        self.waiting: dict[str, list[tuple[str, asyncio.Event]]] = defaultdict(list)  # model → jobs, the oldest first
+
+    async def take(self, job_id: str, model: str) -> None:
+        """Returns once the job has a seat of the model: of those that wait the oldest is next. A seat of another model
+        is left."""
+        if self.held.get(job_id) == model:
+            return
+        self.leave(job_id)
+        place = (job_id, asyncio.Event())
+        insort(self.waiting[model], place, key=lambda other: other[0])
+        self._fill(model)
+        try:
+            await place[1].wait()
+        except asyncio.CancelledError:
+            if place in self.waiting[model]:
+                self.waiting[model].remove(place)
+            self.leave(job_id)
+            raise
+
+    def leave(self, job_id: str) -> None:
+        if (model := self.held.pop(job_id, None)) is not None:
+            self._fill(model)
+
+    def _fill(self, model: str) -> None:
+        waiting = self.waiting[model]
+        while waiting and sum(held == model for held in self.held.values()) < self.slots(model):
+            job_id, given = waiting.pop(0)
+            self.held[job_id] = model
+            given.set()

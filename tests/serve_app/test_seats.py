@@ -1,0 +1,70 @@
+"""Seats: at most so many jobs of a model between their first stage and their files."""
+
+import asyncio
+import contextlib
+
+from conftest import running_service
+
+from serve_app.seats import Seats
+
+
+async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
+    seats, got = Seats(lambda model: 2), []
+
+    async def job(name: str) -> None:
+        await seats.take(name, "a")
+        await seats.take(name, "a")  # asking again changes nothing
+        got.append(name)
+
+    asking = {name: asyncio.create_task(job(name)) for name in "wvzyx"}
+    await asyncio.sleep(0.01)
+    assert got == ["w", "v"]
+    seats.leave("v")
+    seats.leave("v")
+    await asyncio.sleep(0.01)
+    assert got == ["w", "v", "x"]
+    asking["y"].cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking["y"]
+    seats.leave("y")  # it never had one
+    seats.leave("w")
+    await asyncio.wait_for(asking["z"], 1)
+    assert set(seats.held) == {"x", "z"}
+
+
+async def test_a_seat_given_to_a_job_that_is_cancelled_at_that_moment_goes_to_the_next():
+    seats = Seats(lambda model: 1)
+    await seats.take("u", "a")
+    asking = [asyncio.create_task(seats.take(name, "a")) for name in "vw"]
+    await asyncio.sleep(0)
+    seats.leave("u")  # v has it, and does not know yet
+    asking[0].cancel()
+    await asyncio.wait_for(asking[1], 1)
+    assert seats.held == {"w": "a"}
+
+
+async def test_a_job_that_goes_on_with_another_model_leaves_its_seat():
+    seats = Seats(lambda model: 1)
+    await seats.take("u", "trellis")
+    await seats.take("u", "nvdiffrec")
+    await asyncio.wait_for(seats.take("v", "trellis"), 1)
+    assert seats.held == {"u": "nvdiffrec", "v": "trellis"}
+
+
+async def test_the_next_job_is_worked_on_while_one_writes_its_files(tmp_path):
+    async with running_service(tmp_path / "data", slots={"nvdiffrec": 1}) as running:
+        marks = tmp_path / "marks"
+        marks.mkdir()
+        ids = []
+        for name in "uv":
+            (marks / name).mkdir()
+            script = {"optimise_s": 2.0, "steps": 20, "export_s": 6.0, "scratch": str(marks / name)}
+            ids.append((await running.submit(wait=None, **script)).json()["id"])
+        for job_id in ids:
+            await running.until(job_id, "succeeded")
+
+    def at(job: str, mark: str) -> list[float]:
+        return [float(line.split()[0]) for line in (marks / job / mark).read_text().splitlines()]
+
+    first, second = sorted("uv", key=lambda job: at(job, "start"))  # both were there when the queue was looked at
+    assert at(first, "finish")[0] < at(second, "prepare")[0] < at(second, "step")[-1] < at(first, "export")[0] + 6
