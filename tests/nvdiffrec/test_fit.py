@@ -195,6 +195,30 @@ def test_the_steps_between_the_passes_are_stopped_in_their_midst(views: ViewSet,
         advance(state, cancelled=cancelled)
 
 
+@pytest.mark.parametrize("asks", [0, 5, 13, 17, 26])  # while it looks at the masks, makes the lattice, crops the views
+def test_a_start_is_stopped_in_its_midst(views: ViewSet, asks: int):
+    left = iter(range(asks))
+    with pytest.raises(Cancelled):
+        started(views, cancelled=lambda: next(left, None) is None)
+
+
+@pytest.mark.parametrize("phase", ["shape", "clean", "texture"])
+def test_what_a_resumed_fit_computes_of_the_views_is_stopped_in_its_midst(views: ViewSet, phase: str, tmp_path):
+    state = started(views)
+    while state.phase != phase:
+        state, _ = advance(state, seconds=600)
+    save(state, tmp_path / "saved")
+    state = load(tmp_path / "saved", views)
+    left = iter(range(8))
+    with pytest.raises(Cancelled):
+        advance(state, cancelled=lambda: next(left, None) is None)
+    assert "texture_targets" not in vars(state.problem)
+    assert "shape_targets" not in vars(state.problem)
+    other, _ = advance(state, steps=1)  # and can be gone on with
+    whole, _ = advance(load(tmp_path / "saved", views), steps=1)
+    assert_same(other, whole)
+
+
 def test_another_seed_is_another_fit(views: ViewSet):
     one, other = (advance(started(views, seed), steps=3)[0] for seed in (0, 1))
     assert not torch.equal(one.variables["sdf"], other.variables["sdf"])

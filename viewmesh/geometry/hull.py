@@ -3,10 +3,13 @@
 Laurentini, "The visual hull concept for silhouette-based image understanding", PAMI 1994.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
+from viewmesh.progress import check, never
 
 NEGLIGIBLE = 1e-3  # a voxel below this agreement is outside: later views need not look at it
 
@@ -61,14 +64,21 @@ def hull_at(cameras: Cameras, masks: Tensor, points: Tensor, *, seen_by: float =
     return agreement
 
 
-def agreeing_views(cameras: Cameras, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """How many views hold each point (P, 3) inside their mask (>= 0.5), and how many see it at all; (P,) each."""
+def agreeing_views(
+    cameras: Cameras, masks: Tensor, points: Tensor, cancelled: Callable[[], bool] = never
+) -> tuple[Tensor, Tensor]:
+    """How many views hold each point (P, 3) inside their mask (>= 0.5), and how many see it at all; (P,) each.
+
+    masks: (N, H, W) in [0, 1], or uint8 up to 255. Raises Cancelled between two views.
+    """
     H, W = masks.shape[-2:]
     cameras = cameras.resized(H, W)
     inside = torch.zeros(len(points), device=points.device)
     seeing = torch.zeros(len(points), device=points.device)
     for n in range(len(cameras)):
-        values, seen = _looked_up(cameras[n], masks[n].to(points.device, torch.float32), points)
+        check(cancelled)
+        mask = masks[n].to(points.device, torch.float32)
+        values, seen = _looked_up(cameras[n], mask / 255 if masks.dtype == torch.uint8 else mask, points)
         inside += (seen & (values >= 0.5)).float()
         seeing += seen.float()
     return inside, seeing

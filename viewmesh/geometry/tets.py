@@ -4,11 +4,14 @@ Shen et al. 2021, "Deep Marching Tetrahedra". The lattice is BCC: cube corners a
 share a face gives four tetrahedra, all congruent and far from slivers. Knows nothing of images or losses.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from viewmesh.progress import check, never
 
 # Edges of a tetrahedron (a, b, c, d) as pairs of its corners.
 _EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
@@ -43,10 +46,11 @@ class IsoSurface:
     edges: Tensor
 
 
-def bcc_grid(lower: Tensor, upper: Tensor, resolution: int) -> TetGrid:
+def bcc_grid(lower: Tensor, upper: Tensor, resolution: int, cancelled: Callable[[], bool] = never) -> TetGrid:
     """A lattice over the box [lower, upper], (3,) each, with `resolution` cubes along its longest side.
 
     The outermost half cell has no tetrahedra (only faces between two cubes make them): leave a margin of one cell.
+    Raises Cancelled between its parts: a lattice of 80 has seven million edges.
     """
     size = (upper - lower).double()
     cell = float(size.max()) / resolution
@@ -79,9 +83,12 @@ def bcc_grid(lower: Tensor, upper: Tensor, resolution: int) -> TetGrid:
             tets.append(
                 torch.stack([center(low), center(low + step), corner(ring[k]), corner(ring[(k + 1) % 4])], -1),
             )
+    check(cancelled)
     tets = torch.cat(tets)
-    edges = torch.stack([tets[:, list(pair)] for pair in _EDGES], 1).sort(-1).values  # (T, 6, 2)
-    keys = edges[..., 0] * len(vertices) + edges[..., 1]
+    keys = torch.empty(len(tets), len(_EDGES), dtype=torch.int64)  # the same for the same two corners
+    for k, (a, b) in enumerate(_EDGES):
+        keys[:, k] = torch.minimum(tets[:, a], tets[:, b]) * len(vertices) + torch.maximum(tets[:, a], tets[:, b])
+    check(cancelled)
     unique, inverse = torch.unique(keys, return_inverse=True)
     return TetGrid(
         vertices=(vertices * cell + lower.double()).float(),

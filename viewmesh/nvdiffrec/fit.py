@@ -99,7 +99,7 @@ def start(
 
     views must have cameras. initial: a mesh in the scene frame to refine; then there is no shape pass, and `finish`
     keeps the refined mesh only if it matches the views better. Raises InputError, InvalidMesh, EmptyReconstruction,
-    OutOfMemory, and Cancelled while a mesh without UVs is unwrapped.
+    OutOfMemory, and Cancelled between two views or while a mesh without UVs is unwrapped.
     """
     device = torch.device(device)
     if views.cameras is None:
@@ -111,6 +111,8 @@ def start(
     problem = Problem(views, preset, device)
     seed = int(torch.randint(2**62, (), generator=generator))
     if initial is None:
+        problem.prepare("shape", cancelled)
+        check(cancelled)
         variables = new_variables(problem)
         return State(problem, seed, "shape", 0, variables, zero_moments(variables))
     surface, variables = from_mesh(problem, initial.validate(), cancelled)
@@ -133,13 +135,14 @@ def advance(
     The given state stays as it was. One step is always made. With `seconds` or `enough` a call ends with its phase,
     too, so that each of the long steps between the passes (see `surface`) begins a call of its own and is all that a
     call which dies in it can lose. Raises Cancelled between two steps, and between the parts of a long one: a second or
-    two apart on a machine that does nothing else.
+    two apart on a machine that does nothing else. What a loaded state does not have of the views is computed first.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     work, metrics, made = _Work(state, cancelled), {}, 0
     last = False
     while not work.state.done and not last:
         check(cancelled)
+        state.problem.prepare(work.state.phase, cancelled)
         phase_ends = work.phase_ends
         over = (deadline is not None and time.monotonic() >= deadline) or (enough is not None and enough())
         sliced = deadline is not None or enough is not None

@@ -4,6 +4,7 @@ A start from the hull, not from noise, is what removes the hollow and "swiss che
 several times faster: the first steps see a mesh of the final size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from viewmesh.errors import EmptyReconstruction
 from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.hull import agreeing_views, voxel_centers
+from viewmesh.progress import check, never
 from viewmesh.views.viewset import ViewSet
 
 HALF = 0.54  # the field covers [-HALF, HALF]^3: the scene's unit cube and a margin
@@ -35,23 +37,24 @@ class Field:
         return torch.nn.functional.grid_sample(volume, grid, padding_mode="border", align_corners=False).reshape(-1)
 
 
-def initial_field(views: ViewSet, resolution: int = 96) -> Field:
-    """The start of a fit from posed views. Raises EmptyReconstruction when the masks agree on no volume."""
+def initial_field(views: ViewSet, resolution: int = 96, *, cancelled: Callable[[], bool] = never) -> Field:
+    """The start of a fit from posed views. Raises EmptyReconstruction when the masks agree on no volume, and Cancelled
+    between two views."""
     assert views.cameras is not None, "the fit refuses views without cameras before it comes here"
     bounds = torch.tensor([[-HALF] * 3, [HALF] * 3])
     points = voxel_centers(resolution, bounds)
-    masks = views.images[..., 3].float() / 255
-    inside_count, seen_count = agreeing_views(views.cameras, masks, points)
+    inside_count, seen_count = agreeing_views(views.cameras, views.images[..., 3], points, cancelled)
     # all but one in fifteen views must agree: one bad mask or pose must not erase the object; and half of the views
     # must see a point at all, or slivers appear where few cameras look
     hull = (inside_count >= seen_count - (len(views) // 15)) & (seen_count >= len(views) / 2)
     if views.depths is not None:
         voxel = 2 * HALF / resolution
         distance = torch.full((len(points),), 3 * voxel)
-        distance[hull] = _fused(views.cameras, views.depths, points[hull], trunc=3 * voxel)
+        distance[hull] = _fused(views.cameras, views.depths, points[hull], 3 * voxel, cancelled)
         hull = hull & (distance < 0)
     else:
         distance = None
+    check(cancelled)
     inside = hull.reshape(resolution, resolution, resolution).numpy()
     inside = _biggest(inside)
     if inside.sum() < 8:
@@ -71,7 +74,9 @@ def initial_field(views: ViewSet, resolution: int = 96) -> Field:
     return Field(values, low, high)
 
 
-def _fused(cameras: Cameras, depths: Tensor, points: Tensor, trunc: float) -> Tensor:
+def _fused(
+    cameras: Cameras, depths: Tensor, points: Tensor, trunc: float, cancelled: Callable[[], bool] = never
+) -> Tensor:
     """Truncated signed distance (P,) of depth images at points (P, 3): Curless & Levoy 1996, negative inside.
 
     A point that every view has behind its surface is inside; one that a view sees well in front of it is outside.
@@ -81,6 +86,7 @@ def _fused(cameras: Cameras, depths: Tensor, points: Tensor, trunc: float) -> Te
     in_front = torch.zeros(len(points), dtype=torch.bool)
     H, W = depths.shape[-2:]
     for n in range(len(cameras)):
+        check(cancelled)
         pixels, z = cameras[n].project(points)
         col, row = pixels[0, :, 0].floor().long(), pixels[0, :, 1].floor().long()
         visible = (z[0] > 0) & (col >= 0) & (col < W) & (row >= 0) & (row < H)

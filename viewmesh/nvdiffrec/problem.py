@@ -1,8 +1,9 @@
 """Everything about a fit that does not change while it runs: the views, the preset, and what follows from them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -11,18 +12,39 @@ from viewmesh.nvdiffrec.initial import Field, initial_field
 from viewmesh.nvdiffrec.presets import Preset
 from viewmesh.nvdiffrec.shape import Shape, new_shape
 from viewmesh.nvdiffrec.targets import Targets, crop_to_object
+from viewmesh.progress import never
 from viewmesh.render.light import Light, build_light
 from viewmesh.render.rasterizer import Rasterizer, get_rasterizer
 from viewmesh.views.viewset import ViewSet
 
+_OF_SHAPE = ("field", "shape", "shape_targets")
+PARTS = {"shape": _OF_SHAPE, "clean": _OF_SHAPE, "texture": ("texture_targets",)}  # of a problem, by phase of the fit
+
 
 @dataclass(eq=False)
 class Problem:
-    """Derived parts are computed when first needed and never saved: a resumed fit computes them again, the same."""
+    """Derived parts are computed when first needed and never saved: a resumed fit computes them again, the same.
+
+    Those that look at all views take seconds; `prepare` computes them so that they can be stopped.
+    """
 
     views: ViewSet
     preset: Preset
     device: torch.device
+
+    def prepare(self, phase: str, cancelled: Callable[[], bool] = never) -> None:
+        """Computes what a phase of the fit needs of the views, unless it is there. Raises Cancelled between two views:
+        the part that was being computed is then begun again by the next call."""
+        crop = partial(crop_to_object, self.views, device=self.device, cancelled=cancelled)
+        compute = {
+            "field": lambda: initial_field(self.views, cancelled=cancelled),
+            "shape": lambda: new_shape(self.field, self.preset, self.device, cancelled),
+            "shape_targets": lambda: crop(self.preset.shape_size),
+            "texture_targets": lambda: crop(self.preset.texture_crop),
+        }
+        for part in PARTS.get(phase, ()):
+            if part not in vars(self):  # where cached_property keeps it
+                setattr(self, part, compute[part]())
 
     @cached_property
     def rasterizer(self) -> Rasterizer:

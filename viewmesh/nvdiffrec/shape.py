@@ -4,6 +4,7 @@ Two lattices behind one pair of functions, `surface` and `regularity`: tetrahedr
 FlexiCubes for the GPU ones. The field is stored in units of one cell, negative inside.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from viewmesh.nvdiffrec.initial import Field
 from viewmesh.nvdiffrec.losses import field_smoothness, sign_entropy
 from viewmesh.nvdiffrec.optim import Variables
 from viewmesh.nvdiffrec.presets import Preset
+from viewmesh.progress import check, never
 
 BAND = 2.0  # cells: tetrahedra this near to the surface are looked at until the next `band`
 BAND_EVERY = 20  # steps; a surface moves by well under BAND cells in that time
@@ -28,9 +30,9 @@ class TetShape:
     near: TetGrid
 
     @staticmethod
-    def over(field: Field, preset: Preset, device: torch.device | str) -> "TetShape":
+    def over(field: Field, preset: Preset, device: torch.device | str, cancelled: Callable[[], bool]) -> "TetShape":
         margin = 2.5 * float((field.upper - field.lower).max()) / preset.lattice
-        grid = bcc_grid(field.lower - margin, field.upper + margin, preset.lattice)
+        grid = bcc_grid(field.lower - margin, field.upper + margin, preset.lattice, cancelled)
         moved = replace(
             grid,
             vertices=grid.vertices.to(device),
@@ -88,12 +90,13 @@ class FlexiShape:
     cell: float
 
     @staticmethod
-    def over(field: Field, preset: Preset, device: torch.device | str) -> "FlexiShape":
+    def over(field: Field, preset: Preset, device: torch.device | str, cancelled: Callable[[], bool]) -> "FlexiShape":
         size = field.upper - field.lower
         cell = float(size.max()) / (preset.lattice - 5)
         counts = (torch.ceil(size / cell) + 5).long()
         axes = torch.meshgrid(*(torch.arange(int(n)) for n in counts), indexing="ij")
         grid = sparse_grid(torch.stack(axes, -1).reshape(-1, 3).to(device), int(counts.max()))
+        check(cancelled)
         vertices = grid.points.float() * cell + (field.lower - 2.5 * cell).to(device)
         return FlexiShape(grid, vertices, _lattice_edges(grid), cell)
 
@@ -147,9 +150,10 @@ def _lattice_edges(grid: CubeGrid) -> Tensor:
 Shape = TetShape | FlexiShape
 
 
-def new_shape(field: Field, preset: Preset, device: torch.device) -> Shape:
+def new_shape(field: Field, preset: Preset, device: torch.device, cancelled: Callable[[], bool] = never) -> Shape:
+    """A lattice around the field's object. Raises Cancelled."""
     kind = {"dmtet": TetShape, "flexicubes": FlexiShape}[preset.surface]
-    return kind.over(field, preset, device)
+    return kind.over(field, preset, device, cancelled)
 
 
 def fade(weights: tuple[float, float], progress: float) -> float:

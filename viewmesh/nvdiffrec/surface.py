@@ -71,7 +71,9 @@ def cleaned(problem: Problem, variables: Variables, cancelled: Callable[[], bool
     if len(faces) == 0:
         raise EmptyReconstruction("The shape pass ended without a surface.", hint="Check the masks and the cameras.")
     mesh = Mesh(vertices.detach().cpu(), faces.cpu())
-    dense = drop_floaters(drop_hidden(mesh, seen_faces(problem, mesh, cancelled)))
+    seen = seen_faces(problem, mesh, cancelled)
+    check(cancelled)
+    dense = drop_floaters(drop_hidden(mesh, seen))
     check(cancelled)
     return Cleaned(dense, simplify(dense, problem.preset.target_faces))
 
@@ -96,14 +98,20 @@ def baked(
     texels = texel_map(surface.uvs, surface.uv_faces, size)
     check(cancelled)
     points = sample_at(texels, surface.vertices, surface.faces)[texels.valid]
+    check(cancelled)
     base_color, orm = material_at(variables, points, HALF)
+    check(cancelled)
     normals = flat_normals(len(points), problem.device)
     if problem.preset.normal_map != "flat":
         normals = normals_of(dense, surface, texels, points, cancelled)
     check(cancelled)
     texture = torch.zeros(size, size, 9, device=problem.device)
     texture[texels.valid] = torch.cat([base_color, orm, normals], -1)
-    material = Material(*dilate(texture, texels.valid).split(3, -1))
+    filled = []
+    for part in texture.split(3, -1):
+        check(cancelled)
+        filled.append(dilate(part, texels.valid))
+    material = Material(*filled)
     kept = {name: variables[name] for name in ("light", "pose", "exposure") if name in variables}
     return {**texture_variables(surface, material), **kept}
 
@@ -131,11 +139,12 @@ def normals_of(
     check(cancelled)
     normals = vertex_normals(surface.vertices, surface.faces)
     tangents = vertex_tangents(surface.vertices, surface.faces, normals, surface.uvs, surface.uv_faces)
-    local = into_tangent_space(
-        shading,
-        sample_at(texels, normals, surface.faces)[texels.valid],
-        sample_at(texels, tangents, surface.uv_faces)[texels.valid],
-    )
+    frame = []
+    for of_corners, faces in ((normals, surface.faces), (tangents, surface.uv_faces)):
+        check(cancelled)
+        frame.append(sample_at(texels, of_corners, faces)[texels.valid])
+    check(cancelled)
+    local = into_tangent_space(shading, *frame)
     return torch.nn.functional.normalize(local, dim=-1)
 
 

@@ -1,5 +1,6 @@
 """What a fit is compared with: square crops of the views around the object, as tensors on the fit's device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.camera import Cameras
+from viewmesh.progress import check, never
 from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
 from viewmesh.views.viewset import ViewSet
 
@@ -51,11 +53,18 @@ class Batch:
     index: Tensor
 
 
-def crop_to_object(views: ViewSet, size: int, device: torch.device | str, *, margin: float = 0.08) -> Targets:
+def crop_to_object(
+    views: ViewSet,
+    size: int,
+    device: torch.device | str,
+    *,
+    margin: float = 0.08,
+    cancelled: Callable[[], bool] = never,
+) -> Targets:
     """Square crops around each view's mask, resampled to `size`: the pixels go where the object is.
 
     A crop is never enlarged beyond the photo's own resolution by more than it has to be, and a view whose mask is full
-    keeps the whole picture. Raises InputError when the views have no cameras.
+    keeps the whole picture. Raises InputError when the views have no cameras, and Cancelled between two views.
     """
     if views.cameras is None:
         raise InputError(
@@ -63,6 +72,7 @@ def crop_to_object(views: ViewSet, size: int, device: torch.device | str, *, mar
         )
     crops, depths, boxes = [], [], []
     for n in range(len(views)):
+        check(cancelled)
         x, y, side = _square(views.images[n, ..., 3] > 127, margin)
         boxes.append((x, y, side))
         crops.append(_resample(_window(views.images[n], x, y, side), size))
