@@ -246,7 +246,7 @@ def optimise(
 
     def begin() -> fit.State:
         generator = torch.Generator().manual_seed(options.seed)
-        return fit.start(views, preset_for(options, views, device), generator, device=device)
+        return fit.start(views, preset_for(options, views, device), generator, device=device, cancelled=cancelled)
 
     return fit.finish(fitted(begin, views, checkpoint, device=device, progress=progress, cancelled=cancelled))
 

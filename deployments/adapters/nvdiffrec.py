@@ -27,12 +27,19 @@ Begin = Callable[[Any, Any], fit.State]  # of progress and cancelled
 
 
 class NvdiffrecSession:
-    """state: None until the first slice of a refinement has registered the mesh, by `begin`."""
+    """state: None until the first slice has made it, by `begin`; where that registers a mesh, it is a slice of its
+    own."""
 
     def __init__(
-        self, state: fit.State | None, device: torch.device, numbers: Preset, begin: Begin | None = None
+        self,
+        state: fit.State | None,
+        device: torch.device,
+        numbers: Preset,
+        begin: Begin | None = None,
+        *,
+        registers: bool = False,
     ) -> None:
-        self.state, self.device, self.numbers, self.begin = state, device, numbers, begin
+        self.state, self.device, self.numbers, self.begin, self.registers = state, device, numbers, begin, registers
 
     @property
     def step(self) -> int:
@@ -50,7 +57,8 @@ class NvdiffrecSession:
         if self.state is None:
             assert self.begin is not None
             self.state = self.begin(progress, cancelled)
-            return {}
+            if self.registers:
+                return {}
         self.state, metrics = fit.advance(self.state, seconds=seconds, progress=progress, cancelled=cancelled)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -93,21 +101,25 @@ class NvdiffrecOptimiser(OnDevice):
         warm_up(self.device)
 
     def start(self, views: Path, options: dict, initial: Path | None, *, smaller: bool) -> NvdiffrecSession:
-        """With an initial mesh, in whatever frame it is, the first slice registers it with the views."""
+        """With an initial mesh, in whatever frame it is, the first slice registers it with the views. What takes time
+        is the first slice's, which can be stopped."""
         chosen = Options.model_validate(options)
         viewset = load_viewset(views)
         numbers = self._preset(chosen, viewset, smaller)
         if initial is None:
-            generator = torch.Generator().manual_seed(chosen.seed)
-            state = fit.start(viewset, numbers, generator, device=self.device)
-            return NvdiffrecSession(state, self.device, numbers)
+
+            def start(progress: Any, cancelled: Any) -> fit.State:
+                generator = torch.Generator().manual_seed(chosen.seed)
+                return fit.start(viewset, numbers, generator, device=self.device, cancelled=cancelled)
+
+            return NvdiffrecSession(None, self.device, numbers, start)
         mesh = load_mesh(initial)
 
         def begin(progress: Any, cancelled: Any) -> fit.State:
             hooks = {"progress": progress, "cancelled": cancelled}
             return refine.start(mesh, viewset, chosen, numbers, device=self.device, **hooks)
 
-        return NvdiffrecSession(None, self.device, numbers, begin)
+        return NvdiffrecSession(None, self.device, numbers, begin, registers=True)
 
     def load(self, views: Path, options: dict, checkpoint: Path, *, smaller: bool) -> NvdiffrecSession:
         """With `smaller`, half the preset's views a step, whether or not the checkpoint was made so already."""

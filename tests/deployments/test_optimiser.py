@@ -22,7 +22,7 @@ from PIL import Image
 from deployments.adapters import nvdiffrec as adapter
 from deployments.messages import Done, Failed
 from deployments.nvdiffrec import Nvdiffrec
-from viewmesh.geometry import unwrap
+from viewmesh.geometry import hull, unwrap
 from viewmesh.nvdiffrec import fit, presets, problem
 from viewmesh.nvdiffrec.initial import initial_field
 from viewmesh.options import Options
@@ -123,6 +123,27 @@ async def test_out_of_memory_twice_fails_the_job(replica, call, monkeypatch):
     assert made.code == "out_of_memory"
     assert "2.00 GiB" in made.message
     replica.check_health()
+
+
+async def test_a_cancel_while_the_fit_looks_at_its_views(replica, call, monkeypatch):
+    whole, reached = hull._looked_up, []
+
+    def slow(*args):
+        reached.append(True)
+        time.sleep(0.3)  # a view of a big capture on a busy machine
+        return whole(*args)
+
+    monkeypatch.setattr(hull, "_looked_up", slow)
+    started = asyncio.create_task(last(replica.slice(call)))
+    while not reached:
+        await asyncio.sleep(0.02)
+    stopped = len(reached)
+    started.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await started
+    assert len(reached) <= stopped + 1  # of twelve
+    monkeypatch.undo()
+    assert not replica.warm
 
 
 async def test_a_cancel_while_unwrapping_ends_it_and_its_child(replica, call, tmp_path, monkeypatch):
