@@ -25,6 +25,12 @@ class Preparer(Protocol):
         """Writes the view set to `out`; returns facts about it (views, camera_source, mask_source, warnings)."""
         ...
 
+    def pose(
+        self, source: Path, options: dict[str, Any], out: Path, progress: Progress, cancelled: Cancelled
+    ) -> dict[str, Any]:
+        """The same with cameras from structure from motion. Without an `out` it found none, for the fact `reason`."""
+        ...
+
 
 class Session(Protocol):
     """The state of one job inside an optimiser: in memory, possibly on a device."""
@@ -32,6 +38,7 @@ class Session(Protocol):
     step: int
     steps: int
     done: bool
+    look_again: bool  # it is done because its views' cameras do not suit it, and structure from motion may find others
 
     def advance(self, seconds: float, progress: Progress, cancelled: Cancelled) -> dict[str, float]:
         """Works for about so long; returns the last metrics. Progress counts steps of the whole job."""

@@ -63,8 +63,13 @@ class FakePreparer:
         out.write_text(script.model_dump_json())
         return {"views": len(views), "camera_source": "canonical6", "mask_source": "alpha", "warnings": []}
 
+    def pose(self, source: Path, options: dict, out: Path, progress: Any, cancelled: Any) -> dict[str, Any]:
+        return {"reason": "Fake views have no other cameras."}
+
 
 class FakeSession:
+    look_again = False
+
     def __init__(self, script: Script, step: int = 0) -> None:
         self.script, self.step, self.steps = script, step, script.steps
 

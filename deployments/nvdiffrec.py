@@ -100,6 +100,7 @@ class Nvdiffrec:
                 "step": step,
                 "steps": session.steps,
                 "done": done,
+                "look_again": session.look_again,
                 "metrics": metrics,
                 "preview": shown,
                 "smaller": bool(call.get("smaller")),

@@ -6,7 +6,7 @@ The only place where bytes from outside are decoded.
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from deployments.logs import log_of
 from deployments.messages import Message
 from deployments.metrics import StageMetrics
 from deployments.running import Worker
+
+Reader = Callable[..., dict[str, Any]]  # engines.Preparer's methods
 
 
 @serve.deployment(
@@ -43,12 +45,23 @@ class Preprocessor:
 
     async def prepare(self, call: dict[str, Any]) -> AsyncIterator[Message]:
         """call: job_id, options, inputs {name: Ref}. Done: views (Ref), facts."""
-        work = self.worker.run(lambda p, c: self._prepare(call, p, c), job_id=call["job_id"])
+        async with aclosing(self._messages(call, self.engine.prepare)) as messages:
+            async for message in messages:
+                yield message
+
+    async def pose(self, call: dict[str, Any]) -> AsyncIterator[Message]:
+        """The same with cameras from structure from motion. Done without views: facts tells why it found none."""
+        async with aclosing(self._messages(call, self.engine.pose)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _messages(self, call: dict[str, Any], read: Reader) -> AsyncGenerator[Message, None]:
+        work = self.worker.run(lambda p, c: self._read(call, read, p, c), job_id=call["job_id"])
         async with aclosing(self.metrics.watch(work, log_of(call["job_id"]))) as messages:
             async for message in messages:
                 yield message
 
-    def _prepare(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
+    def _read(self, call: dict[str, Any], read: Reader, progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
         workdir = Path(tempfile.mkdtemp(prefix="viewmesh-prepare-"))
         try:
@@ -59,8 +72,10 @@ class Preprocessor:
             archive = folder / "archive.zip"
             out = workdir / "views.safetensors"
             source = archive if archive.exists() else folder
-            facts = self.engine.prepare(source, call["options"], out, progress, cancelled)
-            views = self.store.put(out, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
-            return {"views": views.json(), "facts": facts, "seconds": time.monotonic() - started}
+            done: dict[str, Any] = {"facts": read(source, call["options"], out, progress, cancelled)}
+            if out.exists():
+                views = self.store.put(out, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
+                done["views"] = views.json()
+            return {**done, "seconds": time.monotonic() - started}
         finally:
             shutil.rmtree(workdir, ignore_errors=True)

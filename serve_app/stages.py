@@ -44,6 +44,7 @@ SPANS = {  # of the percent, by the kind of model
         "prepare": (0, 6),
         "generate": (6, 50),
         "optimise": (50, 88),
+        "pose": (80, 85),  # after an optimisation that found no place for its mesh; another one follows
         "finish": (88, 93),
         "export": (93, 99),
     },
@@ -123,6 +124,14 @@ class Calls:
         await self.seats.take(job["id"], job["model"])
         call = {"job_id": job["id"], "options": job["options"], "views": views}
         return await self._call(job, "generate", self.models[job["model"]], "generate", call)
+
+    async def pose(self, job: Json) -> Json:
+        """Views with cameras from structure from motion; where they cannot be had the job goes on without them, and
+        facts.reason says why."""
+        call = {"job_id": job["id"], "options": job["options"], "inputs": job["inputs"]}
+        made = await self._call(job, "pose", self.preprocessor, "pose", call)
+        failed = made.get("failed")
+        return made if failed is None or failed["code"] == "cancelled" else {"facts": {"reason": failed["message"]}}
 
     async def slice(self, job: Json, views: Json, checkpoint: Json | None, initial: Json | None, smaller: bool) -> Json:
         call = {

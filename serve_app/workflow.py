@@ -20,6 +20,7 @@ class Stages(Protocol):
     async def begin(self, job_id: str) -> Json: ...
     async def prepare(self, job: Json) -> Json: ...
     async def generate(self, job: Json, views: Json) -> Json: ...
+    async def pose(self, job: Json) -> Json: ...
     async def slice(
         self, job: Json, views: Json, checkpoint: Json | None, initial: Json | None, smaller: bool
     ) -> Json: ...
@@ -46,13 +47,13 @@ async def reconstruct(step: Step, stages: Stages, job_id: str) -> None:
         views, facts = prepared["views"], prepared["facts"]
         job = {**job, **prepared.get("job", {})}  # another model, where `auto` found no cameras
         if job["kind_of_model"] == "optimiser":
-            result, more = await _optimise(step, stages, job, views, None)
+            result, more, views = await _optimise(step, stages, job, views, None)
         else:
             generated = _or_fail(await step("generate", stages.generate, job, views))
             result, more = generated["result"], generated["facts"]
             views = generated.get("views", views)  # a model may have found cameras
             if job["options"].get("refine"):
-                result, refined = await _optimise(step, stages, job, views, result)
+                result, refined, views = await _optimise(step, stages, job, views, result)
                 more = {**more, **refined}
         done = _or_fail(await step("export", stages.export, job, views, result, {**facts, **more}))
         await step("succeed", stages.succeed, job, done)
@@ -73,19 +74,41 @@ async def export(step: Step, stages: Stages, job_id: str) -> None:
         await step("fail", stages.fail, job_id, failure.args[0])
 
 
-async def _optimise(step: Step, stages: Stages, job: Json, views: Json, initial: Json | None) -> tuple[Json, Json]:
-    """Slices until done: each ends with a checkpoint, and the next one starts from it, wherever it runs."""
-    checkpoint, smaller = None, False
+async def _optimise(
+    step: Step, stages: Stages, job: Json, views: Json, initial: Json | None
+) -> tuple[Json, Json, Json]:
+    """The result, facts about it, and the views that it was fitted to."""
+    checkpoint, smaller, made = await _slices(step, stages, job, views, initial, smaller=False)
+    warnings = []
+    if made.get("look_again"):  # a generated mesh that has no place among its cameras
+        posed = _or_fail(await step("pose", stages.pose, job))
+        if "views" in posed:
+            views = posed["views"]
+            await stages.drop_checkpoint(job, checkpoint)
+            checkpoint, smaller, made = await _slices(step, stages, job, views, initial, smaller=smaller)
+        else:
+            warnings = [posed["facts"]["reason"]]
+    finished = _or_fail(await step("finish", stages.finish, job, views, checkpoint, smaller, initial))
+    await stages.drop_checkpoint(job, checkpoint)
+    facts = finished["facts"]
+    if warnings:
+        facts = {**facts, "refine_warnings": [*facts.get("refine_warnings", []), *warnings]}
+    return finished["result"], facts, views
+
+
+async def _slices(
+    step: Step, stages: Stages, job: Json, views: Json, initial: Json | None, *, smaller: bool
+) -> tuple[Json, bool, Json]:
+    """Slices until done: each ends with a checkpoint, and the next one starts from it, wherever it runs. The last
+    checkpoint, whether it was made with less, and what the last slice said."""
+    checkpoint = None
     while True:
         made = _or_fail(await step("slice", stages.slice, job, views, checkpoint, initial, smaller))
         if checkpoint is not None and checkpoint["key"] != made["checkpoint"]["key"]:
             await stages.drop_checkpoint(job, checkpoint)
         checkpoint, smaller = made["checkpoint"], made["smaller"]
         if made["done"]:
-            break
-    finished = _or_fail(await step("finish", stages.finish, job, views, checkpoint, smaller, initial))
-    await stages.drop_checkpoint(job, checkpoint)
-    return finished["result"], finished["facts"]
+            return checkpoint, smaller, made
 
 
 def _or_fail(value: Json) -> Json:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
+from viewmesh.options import ViewRules
 from viewmesh.trellis.preprocess import reconviagen_window
+from viewmesh.views.load import load_views
+from viewmesh.views.viewset import ViewSet
 
 SIZE = 56
 
@@ -34,6 +38,17 @@ def crops_of(poses: np.ndarray, f: float, images: Tensor) -> Cameras:
 def seeing(poses: np.ndarray, f: float) -> Callable[[Any, Tensor], Cameras]:
     """In the place of ReconViaGen.cameras."""
     return lambda model, images: crops_of(poses, f, images)
+
+
+def sfm_finding(folder: Path) -> Callable[..., ViewSet]:
+    """In the place of refine.load_views: structure from motion finds the cameras that lie in a folder."""
+
+    def load(source: Path, rules: ViewRules, **asked: Any) -> ViewSet:
+        if rules.cameras != "sfm":
+            return load_views(source, rules, **asked)
+        return replace(load_views(folder, ViewRules()), camera_source="sfm")
+
+    return load
 
 
 def lost(cameras: Cameras) -> Cameras:

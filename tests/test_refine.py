@@ -7,19 +7,25 @@ import numpy as np
 import pytest
 import synthetic_views as synthetic
 import torch
-from known_crops import lost, seeing
+from known_crops import lost, seeing, sfm_finding
 from tiny_command import shrink, tiny_preset
 
+from viewmesh import reconstruct as module
 from viewmesh import refine
+from viewmesh.errors import Cancelled, InputError
+from viewmesh.generate import Made, load_made, save_made
 from viewmesh.geometry.camera import Cameras
-from viewmesh.nvdiffrec import register
+from viewmesh.geometry.gaussians import Gaussians
+from viewmesh.nvdiffrec import fit, register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
 from viewmesh.reconstruct import reconstruct
+from viewmesh.trellis import checkpoint
 from viewmesh.trellis.preprocess import reconviagen_image
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 from viewmesh.trellis.view_cameras import in_views
+from viewmesh.views.load import load_views
 
 WISHES = Options(
     model="trellis", refine=True, steps=1, target_faces=300, texture_size=256, formats=("glb", "gaussian_ply")
@@ -74,6 +80,23 @@ def test_views_that_cannot_be_posed_are_a_warning(weights, tmp_path):
     assert any("Structure from motion" in warning for warning in report["warnings"])
 
 
+def test_only_cameras_of_the_callers_own_are_worth_an_error(tmp_path, monkeypatch):
+    synthetic.write_views(tmp_path, synthetic.around(2), size=(64, 64), f=96.0, cameras=None)
+
+    def contradicted(source, rules, **asked):
+        if rules.cameras != "none":
+            raise InputError("The masks contradict each other.")
+        return load_views(source, rules, **asked)
+
+    monkeypatch.setattr(refine, "load_views", contradicted)
+    views = refine.read_views(tmp_path, WISHES)  # structure from motion's
+    assert views.cameras is None
+    assert views.warnings[-1] == "The masks contradict each other."
+    synthetic.write_views(tmp_path / "posed", synthetic.around(2), size=(64, 64), f=96.0)
+    with pytest.raises(InputError, match="contradict"):
+        refine.read_views(tmp_path / "posed", WISHES)
+
+
 def test_reconviagen_poses_the_views_itself(tmp_path, monkeypatch):
     """VGGT of random weights would see nothing, see tests/serve_app/test_generative.py."""
     weights, poses = write_tiny_reconviagen(tmp_path / "weights"), synthetic.around(6)
@@ -87,6 +110,104 @@ def test_reconviagen_poses_the_views_itself(tmp_path, monkeypatch):
     assert report["refinement"]["after"] is not None
     assert report["quality"]["views"] == 6
     assert not any("VGGT" in warning for warning in report["warnings"])
+
+
+@pytest.fixture
+def reconviagen(tmp_path, monkeypatch):
+    """Asked for a report: six views without cameras; VGGT's weights are random."""
+    weights = write_tiny_reconviagen(tmp_path / "weights")
+    monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)
+    synthetic.write_views(tmp_path / "photos", synthetic.around(6), size=(64, 64), f=96.0, cameras=None)
+    synthetic.write_views(tmp_path / "posed", synthetic.around(6), size=(64, 64), f=96.0)
+    wishes = WISHES.model_copy(update={"model": "reconviagen", "formats": ("glb",)})
+
+    def report(**given) -> dict:
+        places = {"reconviagen": weights, "vggt-object": weights / "vggt"}
+        files = reconstruct(tmp_path / "photos", tmp_path / "out", wishes, device="cpu", weights=places, **given)
+        return json.loads(files["report.json"].read_text())
+
+    return report
+
+
+@pytest.mark.parametrize("trouble", ["nonsense", "no place", "no memory"])
+def test_where_vggts_cameras_do_not_do_structure_from_motion_looks_for_others(
+    reconviagen, tmp_path, monkeypatch, trouble
+):
+    monkeypatch.setattr(refine, "load_views", sfm_finding(tmp_path / "posed"))
+    if trouble == "no place":
+        monkeypatch.setattr(ReconViaGen, "cameras", seeing(synthetic.around(6), 96.0))
+        whole = refine.register
+
+        def registered(mesh, views, *given, **more):
+            found = whole(mesh, views, *given, **more)
+            return replace(found, silhouette_iou=-1.0) if views.camera_source == "vggt" else found
+
+        monkeypatch.setattr(refine, "register", registered)
+    if trouble == "no memory":
+        monkeypatch.setattr(checkpoint, "free_bytes", short_of_memory_for("VGGT's cameras", monkeypatch))
+    report = reconviagen()
+    found = report["refinement"]
+    assert found["cameras"] == "sfm"
+    assert {"psnr_db", "mask_iou"} <= found["before"].keys() & found["after"].keys()
+    assert found["kept"] == (not found["reason"])
+    assert refine.SFM_INSTEAD in report["warnings"]
+    assert report["quality"]["views"] == 6
+
+
+def short_of_memory_for(what: str, monkeypatch):
+    """checkpoint.free_bytes on a device that is full whenever `what` is asked for."""
+    whole, asked = checkpoint.require_memory, []
+
+    def require(name, needed, device):
+        asked.append(name)
+        whole(name, needed, device)
+
+    monkeypatch.setattr(checkpoint, "require_memory", require)
+    return lambda device: 1 << (20 if asked and asked[-1].startswith(what) else 50)
+
+
+def test_where_structure_from_motion_does_not_help_either_the_mesh_is_handed_out_as_it_came(reconviagen):
+    report = reconviagen()  # 64 pixels a side are too few for it
+    assert not report["refinement"]["kept"]
+    assert report["refinement"]["cameras"] is None
+    assert report["quality"] is None
+    said = " ".join(report["warnings"])
+    assert refine.NO_VGGT_CAMERAS in said
+    assert "Nor did structure from motion help: " in said
+
+
+def test_a_refinement_that_was_stopped_goes_on_from_what_was_generated(reconviagen, tmp_path, monkeypatch):
+    monkeypatch.setattr(ReconViaGen, "cameras", seeing(synthetic.around(6), 96.0))
+    whole = reconviagen()
+    step, told = fit.texture_step, []
+
+    def slow(*args, **given):
+        told.append(1)
+        return step(*args, **given)
+
+    monkeypatch.setattr(fit, "texture_step", slow)
+    with pytest.raises(Cancelled):
+        reconviagen(cancelled=lambda: len(told) >= 3)
+    kept = {file.name for file in (tmp_path / "out" / ".resume").iterdir()}
+    assert {"generated.safetensors", "posed.safetensors", "fit.safetensors"} <= kept
+    monkeypatch.setattr(module, "load_model", lambda *given: pytest.fail("the model runs again"))
+    again = reconviagen(resume=True)
+    assert again["refinement"] == whole["refinement"]
+    assert again["bounds"] == whole["bounds"]
+    assert set(again["seconds"]) > {"refine", "generate.structure"}
+    assert not (tmp_path / "out" / ".resume").exists()
+
+
+def test_what_was_generated_is_kept_as_it_was(tmp_path):
+    gaussians = Gaussians(*(torch.rand(3, n) for n in (3, 3, 3, 4)), torch.rand(3))
+    made = Made(synthetic.textured_ball(), gaussians, {"structure": 1.5}, ("a warning",))
+    save_made(made, tmp_path / "made")
+    found = load_made(tmp_path / "made")
+    assert torch.equal(found.mesh.mesh.vertices, made.mesh.mesh.vertices)
+    assert torch.equal(found.mesh.material.base_color, made.mesh.material.base_color)
+    assert found.gaussians is not None
+    assert torch.equal(found.gaussians.rotations, gaussians.rotations)
+    assert (found.seconds, found.warnings) == (made.seconds, made.warnings)
 
 
 def without_cameras(count: int = 6):
@@ -135,7 +256,7 @@ def test_cameras_that_vggt_gets_wrong_are_a_warning(harm, monkeypatch):
         views = replace(views, images=images)
     found = refine.with_cameras(model, views)
     assert found.cameras is None
-    assert "views.cameras: sfm" in found.warnings[-1]
+    assert found.warnings[-1] == refine.NO_VGGT_CAMERAS
 
 
 @pytest.mark.parametrize("harm", ["not a number", "at one place", "empty masks", "full masks"])

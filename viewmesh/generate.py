@@ -15,6 +15,7 @@ from torch import Tensor
 from viewmesh.errors import InputError, MissingModel, ViewmeshError
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
+from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_notes, save_mesh
 from viewmesh.options import GAUSSIAN_PLY, Options
 from viewmesh.progress import Progress, never, silent
 from viewmesh.trellis.batch import Request, room
@@ -210,6 +211,16 @@ def finish(
     )  # fmt: skip
     seconds = {**drafted.seconds, "texture": time.perf_counter() - began}
     return Made(textured.mesh, drafted.gaussians, seconds, drafted.warnings)
+
+
+def save_made(made: Made, path: Path) -> None:
+    """Device and all else of the model are left behind."""
+    save_mesh(made.mesh, path, made.gaussians, {"seconds": made.seconds, "warnings": made.warnings})
+
+
+def load_made(path: Path) -> Made:
+    notes = load_notes(path)
+    return Made(load_mesh(path), load_gaussians(path), notes["seconds"], tuple(notes["warnings"]))
 
 
 def sampler_options(model: Model, options: Options):

@@ -18,12 +18,12 @@ from viewmesh.choose import Choice, after_no_poses, choose
 from viewmesh.errors import Cancelled, InputError, MissingModel, OptionError, PoseError
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
-from viewmesh.generate import Made, generate, load_model
+from viewmesh.generate import Made, generate, load_made, load_model, save_made
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import preset_for
 from viewmesh.options import Options
 from viewmesh.progress import Progress, never, silent
-from viewmesh.refine import Refined, finish, read_views, with_cameras
+from viewmesh.refine import Refined, finish, posed_by_sfm, read_views, unposed_because, with_cameras
 from viewmesh.refine import start as start_refining
 from viewmesh.views.archive import load_viewset, save_viewset
 from viewmesh.views.load import survey
@@ -58,6 +58,16 @@ class Checkpoint:
     @property
     def views(self) -> Path:
         return self.folder / "views.safetensors"
+
+    @property
+    def generated(self) -> Path:
+        """What a generative model made: the mesh and its Gaussians."""
+        return self.folder / "generated.safetensors"
+
+    @property
+    def posed(self) -> Path:
+        """The views with the cameras that the mesh is refined under, if they are others than `views` has."""
+        return self.folder / "posed.safetensors"
 
     @property
     def fit(self) -> Path:
@@ -126,16 +136,11 @@ def reconstruct(
         with watch.stage("optimise"):
             made = Made(optimise(views, options, checkpoint, device=device, **asked), None)
     else:
-        with watch.stage("load"):
-            model = load_model(choice.model, device, weights)
-        with watch.stage("generate"):
-            made = generate(model, views, options, **asked)
+        made, views = generated(views, options, checkpoint, watch, device=device, weights=weights, **asked)
     refined = None
     if options.refine and choice.model != "nvdiffrec":
         with watch.stage("refine"):
-            views = with_cameras(model, views)
-            del model  # its memory is the optimiser's now
-            refined = refine(made, views, options, checkpoint, device=device, **asked)
+            refined = refine_or_keep(made, views, source, options, checkpoint, device=device, **asked)
             views = refined.views
             made = replace(made, mesh=refined.mesh, gaussians=refined.gaussians)
     result = Reconstruction(
@@ -203,10 +208,15 @@ def prepare(
         choice = after_no_poses(str(error))
         views = read(source, options, choice, progress, cancelled)
     checkpoint.choice.write_text(json.dumps(vars(choice)))
-    unfinished = checkpoint.views.with_suffix(".part")
-    save_viewset(views, unfinished)
-    unfinished.replace(checkpoint.views)
+    _whole(checkpoint.views, lambda file: save_viewset(views, file))
     return views, choice
+
+
+def _whole(file: Path, write: Callable[[Path], object]) -> None:
+    """The file is there when all of it is."""
+    unfinished = file.with_suffix(".part")
+    write(unfinished)
+    unfinished.replace(file)
 
 
 def chosen_model(source: Path, options: Options, device: torch.device, weights: Places) -> Choice:
@@ -249,6 +259,54 @@ def optimise(
         return fit.start(views, preset_for(options, views, device), generator, device=device, cancelled=cancelled)
 
     return fit.finish(fitted(begin, views, checkpoint, device=device, progress=progress, cancelled=cancelled))
+
+
+def generated(
+    views: ViewSet,
+    options: Options,
+    checkpoint: Checkpoint,
+    watch: Stopwatch,
+    *,
+    device: torch.device,
+    weights: Places,
+    progress: Progress,
+    cancelled: Callable[[], bool],
+) -> tuple[Made, ViewSet]:
+    """What the generative model makes, and the views with the cameras that it sees where it shall be refined; from the
+    checkpoint when it has them. The model's memory is free when this returns."""
+    if checkpoint.generated.exists():
+        posed = load_viewset(checkpoint.posed) if checkpoint.posed.exists() else views
+        return load_made(checkpoint.generated), posed
+    with watch.stage("load"):
+        model = load_model(options.model, device, weights)
+    with watch.stage("generate"):
+        made = generate(model, views, options, progress=progress, cancelled=cancelled)
+    if options.refine:
+        with watch.stage("refine"):
+            posed = with_cameras(model, views)
+            if posed is not views:
+                _whole(checkpoint.posed, lambda file: save_viewset(posed, file))
+            views = posed
+    _whole(checkpoint.generated, lambda file: save_made(made, file))  # last: with it, all of this is done
+    return made, views
+
+
+def refine_or_keep(
+    made: Made, views: ViewSet, source: Path, options: Options, checkpoint: Checkpoint, **hooks: Any
+) -> Refined:
+    """Under the cameras that there are; where the mesh has no place among those that the model sees, under those that
+    structure from motion finds. As it came, with a warning, where neither helps."""
+    refined = refine(made, views, options, checkpoint, **hooks)
+    if not refined.look_again:
+        return refined
+    asked = {"progress": hooks["progress"], "cancelled": hooks["cancelled"]}
+    try:
+        views = posed_by_sfm(source, options, **asked)
+    except InputError as error:
+        return replace(refined, warnings=(*refined.warnings, unposed_because(error)))
+    checkpoint.fit.unlink(missing_ok=True)  # of the other cameras
+    _whole(checkpoint.posed, lambda file: save_viewset(views, file))
+    return refine(made, views, options, checkpoint, **hooks)
 
 
 def refine(

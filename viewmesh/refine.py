@@ -2,7 +2,10 @@
 
     views = with_cameras(model, views)              # if the views have none and the model can tell
     state = start(mesh, views, options, numbers)    # registers; then fit.advance to the end
-    refined = finish(state, mesh, views)
+    refined = finish(state, views)
+
+Where those cameras do not place the mesh and nobody has looked for others (`look_again`), the same once more with the
+views of `posed_by_sfm`. A mesh that cannot be refined is no error: it is handed out as it came, with a warning.
 
 The one place where generative models and the optimiser meet, besides Mesh. `reconstruct` and the deployments run it.
 """
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from viewmesh.errors import EmptyReconstruction, InputError, InvalidMesh, PoseError
+from viewmesh.errors import EmptyReconstruction, InputError, InvalidMesh, OutOfMemory
 from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
@@ -34,22 +37,21 @@ if TYPE_CHECKING:
     from viewmesh.generate import Model
 
 PLAN = Plan()
-NO_VGGT_CAMERAS = (
-    "The cameras that VGGT sees do not agree with the views' masks. "
-    "Give cameras, or have structure from motion look for them (views.cameras: sfm)."
-)
+NO_VGGT_CAMERAS = "The cameras that VGGT sees do not agree with the views' masks."
+SFM_INSTEAD = "The mesh has no place among the cameras that VGGT sees; those of structure from motion are used."
 
 
 @dataclass(frozen=True)
 class Refined:
     """views: with the cameras that the mesh agrees with, without any where it agrees with none. facts: report.json's
-    `refinement`."""
+    `refinement`. look_again: structure from motion may find the cameras that it could not be placed among."""
 
     mesh: TexturedMesh
     views: ViewSet
     gaussians: Gaussians | None
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    look_again: bool = False
 
 
 def read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
@@ -59,12 +61,15 @@ def read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
     if options.model in ("auto", "nvdiffrec") or not options.refine:
         return load_views(source, rules, **asked)
     without = rules.model_copy(update={"cameras": "none", "rig": None})
-    if options.model == "reconviagen" and rules.cameras == "auto" and survey(source, rules)[1] == "sfm":
+    found = survey(source, rules)[1]
+    if options.model == "reconviagen" and rules.cameras == "auto" and found == "sfm":
         return load_views(source, without, **asked)
     try:
         return load_views(source, rules, **asked)
-    except PoseError as error:
-        views = load_views(source, without, **asked)
+    except InputError as error:
+        if found != "sfm":
+            raise  # the caller's own cameras
+        views = load_views(source, without, **asked)  # raises again where the views are at fault
         return replace(views, warnings=(*views.warnings, str(error)))
 
 
@@ -84,6 +89,24 @@ def with_cameras(model: "Model", views: ViewSet) -> ViewSet:
         return _posed(seen, cameras)
     except (InputError, torch.linalg.LinAlgError):
         return replace(views, warnings=(*views.warnings, NO_VGGT_CAMERAS))
+    except (OutOfMemory, torch.OutOfMemoryError) as error:  # the mesh is there already
+        why = str(error).splitlines()[0]
+        return replace(views, warnings=(*views.warnings, f"VGGT could not look for the cameras. {why}"))
+
+
+def posed_by_sfm(source: Path, options: Options, **asked: Any) -> ViewSet:
+    """The views of a source with the cameras that structure from motion finds, in place of VGGT's.
+
+    Raises InputError (PoseError mostly) where it finds none, or such as cannot be.
+    """
+    rules = options.views.model_copy(update={"cameras": "sfm", "rig": None})
+    views = load_views(source, rules, **asked)
+    return replace(views, warnings=(*views.warnings, SFM_INSTEAD))
+
+
+def unposed_because(error: InputError) -> str:
+    """The warning where posed_by_sfm raised."""
+    return f"Nor did structure from motion help: {error}"
 
 
 def _posed(views: ViewSet, cameras: Cameras) -> ViewSet:
@@ -110,6 +133,10 @@ def start(
     device = torch.device(device)
     total = numbers.shape_steps + len(fit.BETWEEN) + numbers.texture_steps
     generator = torch.Generator().manual_seed(options.seed)
+    again: dict[str, Any] = {"look_again": True} if _sfm_may_help(views, options) else {}
+
+    def given_up(reason: str, **notes: Any) -> fit.State:
+        return _given_up(mesh, views, numbers, device, {**again, **notes, "reason": reason})
 
     def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
         progress(stage, max(1, step * numbers.shape_steps // steps), total, **metrics)  # in the shape pass's place
@@ -119,19 +146,25 @@ def start(
             mesh, views, generator, device=device, plan=PLAN, progress=overall, cancelled=cancelled
         )  # fmt: skip
     except InputError as error:
-        return _given_up(mesh, views, numbers, device, {"reason": f"The mesh was not refined. {error}"})
+        return given_up(f"The mesh was not refined. {error}")
     notes = {"registration": found.json()}
     if not found.good:
         share = round(100 * found.silhouette_iou)
         whose = " under VGGT's cameras" if views.camera_source == "vggt" else ""
         reason = f"The mesh was not refined: it agrees with no more than {share} % of the views' silhouettes{whose}."
-        return _given_up(mesh, views, numbers, device, {**notes, "reason": reason})
+        return given_up(reason, **notes)
     placed = mesh.transformed(found.scene_from_mesh)
     try:
         state = fit.start(views, numbers, generator, placed, device=device, cancelled=cancelled)
     except (InputError, InvalidMesh, EmptyReconstruction) as error:
-        return _given_up(mesh, views, numbers, device, {**notes, "reason": f"The mesh was not refined. {error}"})
+        return given_up(f"The mesh was not refined. {error}", **notes)
     return replace(state, notes=notes)
+
+
+def _sfm_may_help(views: ViewSet, options: Options) -> bool:
+    """Whether nobody has looked for the views' cameras but VGGT, and what it saw is all that there is."""
+    asked = options.model == "reconviagen" and options.views.cameras == "auto"
+    return asked and views.camera_source in (None, "vggt") and views.mask_source != "none"
 
 
 def _given_up(
@@ -148,8 +181,9 @@ def finish(state: fit.State, views: ViewSet, gaussians: Gaussians | None = None)
     if "reason" in state.notes:
         assert state.initial is not None
         reason = state.notes["reason"]
-        facts = {"kept": False, "reason": reason, "registration": registration}
-        return Refined(state.initial, unposed(views), gaussians, facts, (reason,))
+        facts = {"kept": False, "reason": reason, "cameras": views.camera_source, "registration": registration}
+        again = state.notes.get("look_again", False)
+        return Refined(state.initial, unposed(views), gaussians, facts, (reason,), again)
     result = fit.finish_compared(state)
     placed = Registration.from_json(state.notes["registration"])
     if gaussians is not None:
@@ -158,6 +192,7 @@ def finish(state: fit.State, views: ViewSet, gaussians: Gaussians | None = None)
     facts = {
         "kept": result.kept,
         "reason": "" if result.kept else "The refined mesh matched the views less well than the generated one.",
+        "cameras": views.camera_source,
         "registration": registration,
         "before": _figures(result.before),
         "after": _figures(result.after),

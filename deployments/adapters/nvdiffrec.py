@@ -53,6 +53,10 @@ class NvdiffrecSession:
     def done(self) -> bool:
         return self.state is not None and self.state.done
 
+    @property
+    def look_again(self) -> bool:
+        return self.state is not None and self.state.notes.get("look_again", False)
+
     def advance(self, seconds: float, progress: Any, cancelled: Any) -> dict[str, float]:
         if self.state is None:
             assert self.begin is not None

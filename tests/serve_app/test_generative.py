@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import synthetic_views as synthetic
-from known_crops import seeing
+from known_crops import seeing, sfm_finding
 from PIL import Image
-from tiny_command import tiny_preset
+from tiny_command import shrink
 
 from serve_app import config
 from serve_app.cli import DEFAULT_CONFIG
@@ -17,13 +17,18 @@ from serve_app.models import resolve, served
 from serve_app.settings import AppArgs
 from viewmesh import refine
 from viewmesh.errors import MissingModel, OptionError
-from viewmesh.nvdiffrec import presets, register
+from viewmesh.nvdiffrec import register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
 from viewmesh.trellis import checkpoint
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 from viewmesh.weights.ready import Readiness
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    shrink(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,6 @@ async def test_refining_without_cameras_leaves_the_mesh_as_it_is(fresh, weights)
 
 
 async def test_refining_with_cameras(fresh, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(presets, "preset", tiny_preset)
     monkeypatch.setattr(refine, "PLAN", Plan(rotations=64, candidates=2, coarse_steps=1, finalists=1, fine_size=48))
     monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)  # what a random network makes shows nothing
     synthetic.write_views(tmp_path, synthetic.around(6), size=(64, 64), f=96.0)
@@ -105,13 +109,14 @@ async def test_refining_with_cameras(fresh, weights, tmp_path, monkeypatch):
         assert "gaussians.ply" in {a["name"] for a in job["artifacts"]}
 
 
-async def test_reconviagen_refines_with_the_cameras_that_vggt_sees(fresh, tmp_path, monkeypatch):
-    """First those of random weights, with which the mesh is handed out as it came; then the right ones."""
-    monkeypatch.setattr(presets, "preset", tiny_preset)
+async def test_the_cameras_that_reconviagen_refines_with(fresh, tmp_path, monkeypatch):
+    """VGGT's of random weights and none from structure from motion: the mesh is handed out as it came. Then with those
+    that structure from motion finds, then with VGGT's own."""
     monkeypatch.setattr(refine, "PLAN", Plan(rotations=64, candidates=2, coarse_steps=1, finalists=1, fine_size=48))
     monkeypatch.setattr(register, "ENOUGH_IOU", 0.0)
     folder, poses = write_tiny_reconviagen(tmp_path / "weights"), synthetic.around(6)
     synthetic.write_views(tmp_path, poses, size=(64, 64), f=96.0, cameras=None)
+    synthetic.write_views(tmp_path / "posed", poses, size=(64, 64), f=96.0)
     files = [("views", (f.name, f.read_bytes())) for f in sorted((tmp_path / "views").iterdir())]
     places = {"reconviagen": str(folder), "vggt-object": str(folder / "vggt")}
     wishes = {**WISHES, "model": "reconviagen", "formats": ["glb"], "refine": True}
@@ -120,17 +125,28 @@ async def test_reconviagen_refines_with_the_cameras_that_vggt_sees(fresh, tmp_pa
         answer = await running.http.post(
             "/v1/reconstructions", files=files, data={"options": json.dumps(wishes)}, headers={"prefer": "wait=90"}
         )
-        assert answer.json()["state"] == "succeeded", answer.text
-        return answer.json()["report"]
+        job = answer.json()
+        assert job["state"] == "succeeded", answer.text
+        percents = [data["percent"] for _, kind, data in await running.events(job["id"]) if kind == "progress"]
+        assert percents == sorted(percents)
+        return job["report"]
 
     async with fresh(fake=None, device="cpu", models=["nvdiffrec", "reconviagen"], weights=places) as running:
         found = await report(running)
         assert not found["refinement"]["kept"]
         assert refine.NO_VGGT_CAMERAS in found["warnings"]
+        assert any("Nor did structure from motion help" in warning for warning in found["warnings"])
         assert "no cameras" in found["refinement"]["reason"]
         assert found["quality"] is None
+        monkeypatch.setattr(refine, "load_views", sfm_finding(tmp_path / "posed"))
+        found = await report(running)
+        assert found["refinement"]["cameras"] == "sfm"
+        assert found["refinement"]["after"] is not None
+        assert refine.SFM_INSTEAD in found["warnings"]
+        assert found["quality"]["views"] == 6
         monkeypatch.setattr(ReconViaGen, "cameras", seeing(poses, 96.0))
         found = await report(running)
+        assert found["refinement"]["cameras"] == "vggt"
         assert found["refinement"]["after"] is not None
         assert found["quality"]["views"] == 6
         assert not any("VGGT" in warning for warning in found["warnings"])

@@ -12,6 +12,7 @@ from serve_app import stages
 from serve_app.jobs import JobStore, NewJob, new_id
 from serve_app.seats import Seats
 from serve_app.stages import MAX_DEVICE_LOSSES, MAX_LOSSES, Calls
+from viewmesh.weights.ready import Readiness
 
 
 class Handle:
@@ -49,10 +50,6 @@ DEAD = [Progress("x", 1, 2), ray.exceptions.ActorDiedError()]
 LOST_DEVICE = [Failed("device_lost", "gone", retry=True)]
 
 
-async def none_broken() -> dict:
-    return {}
-
-
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     async def no_pause(seconds, pause=asyncio.sleep):
@@ -62,7 +59,7 @@ def play(tmp_path, monkeypatch):
     store = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite")
     store.create()
 
-    async def play(*scripts, cancel=False, because="", models=("nvdiffrec",)):
+    async def play(*scripts, cancel=False, because="", models=("nvdiffrec",), broken=None):
         result = {"facts": {"chosen_because": because}}
         new = NewJob(new_id(), "ann", "reconstruction", "nvdiffrec", {}, {}, "h", result=result)
         row, _ = store.accept(new, lambda *a: None)
@@ -71,9 +68,13 @@ def play(tmp_path, monkeypatch):
         if cancel:
             store.cancel(row["id"], None)
         handle = Handle(*scripts)
+
+        async def unusable() -> dict[str, Readiness]:
+            return broken or {}
+
         artifacts, seats = ArtifactStore(f"file://{tmp_path}/a"), Seats(lambda model: 1)
         served = dict.fromkeys(models, handle)
-        calls = Calls(store, artifacts, handle, handle, served, seats, lambda: None, none_broken)
+        calls = Calls(store, artifacts, handle, handle, served, seats, lambda: None, unusable)
         job = {
             "id": row["id"],
             "model": "nvdiffrec",
@@ -142,6 +143,14 @@ async def test_auto_goes_on_with_trellis_where_no_cameras_were_found(play, becau
         assert "could not be posed" in row["result"]["facts"]["chosen_because"]
     else:
         assert value["failed"]["code"] == "unposed_views"
+
+
+async def test_auto_does_not_go_on_with_a_model_that_has_no_worker(play):
+    broken = {"trellis": Readiness(False, "Its replica does not start: no memory.")}
+    value, handle = await play(NO_POSES, because="4 views", models=("nvdiffrec", "trellis"), broken=broken)
+    assert value["failed"]["code"] == "unposed_views"
+    assert "no memory" in value["failed"]["hint"]
+    assert len(handle.calls) == 1
 
 
 async def test_a_deployment_that_never_comes_is_given_up(play, monkeypatch):

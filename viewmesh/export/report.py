@@ -50,6 +50,7 @@ class Refinement(BaseModel):
         description="scene_from_mesh (4x4, from the generated mesh to the working frame), scale, silhouette_iou, "
         "color_correlation and depth_error (scene units).",
     )
+    cameras: str | None = Field(None, description="Whose they are: file, canonical6, vggt or sfm; null without any.")
     before: MatchFigures | None = None
     after: MatchFigures | None = None
 

@@ -1,6 +1,10 @@
 """A TexturedMesh, and Gaussians if there are any, as one safetensors file: what a model leaves for the exporter."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -8,8 +12,13 @@ import safetensors.torch
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 
+NO_NOTES: Mapping[str, Any] = MappingProxyType({})
 
-def save_mesh(mesh: TexturedMesh, path: Path, gaussians: Gaussians | None = None) -> None:
+
+def save_mesh(
+    mesh: TexturedMesh, path: Path, gaussians: Gaussians | None = None, notes: Mapping[str, Any] = NO_NOTES
+) -> None:
+    """notes: whatever JSON can say."""
     tensors = {
         "vertices": mesh.mesh.vertices,
         "faces": mesh.mesh.faces,
@@ -23,7 +32,13 @@ def save_mesh(mesh: TexturedMesh, path: Path, gaussians: Gaussians | None = None
         tensors["environment"] = mesh.environment
     if gaussians is not None:
         tensors |= {f"gaussians.{name}": tensor for name, tensor in gaussians.tensors().items()}
-    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, path, {"notes": json.dumps(dict(notes))})
+
+
+def load_notes(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as stored:
+        return json.loads((stored.metadata() or {}).get("notes", "{}"))
 
 
 def load_mesh(path: Path) -> TexturedMesh:

@@ -166,8 +166,10 @@ class ReconViaGen:
     @torch.no_grad()
     def cameras(self, images: Images) -> Cameras:
         """VGGT's cameras of the preprocessed views, OpenGL axes; the world is the first view's camera turned to +y up,
-        in the network's own scale."""
+        in the network's own scale. Raises OutOfMemory before it runs."""
         pixels = self.preprocess(images)
+        what = f"VGGT's cameras of {len(pixels)} views"
+        checkpoint.require_memory(what, working_bytes(len(pixels)), self.device)
         pose = self.camera_head(self.aggregator(pixels[None], USED_LAYERS[-1:])[0])[0]
         return cameras_of(pose.cpu(), self.encoder.image_size)
 
