@@ -22,6 +22,7 @@ import threading
 import time
 import zipfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,12 +87,17 @@ class Bench:
         self.gpus, self.seed = GpuUse(), 0
         self.scratch = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
 
-    def submit(self) -> str:
-        self.seed += 1
+    def submit(self, count: int) -> list[str]:
+        """So many jobs at once, each with a seed of its own."""
+        seeds = range(self.seed, self.seed + count)
+        self.seed += count
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(self.submit_one, seeds))
+
+    def submit_one(self, seed: int) -> str:
         if self.source is None:
-            return self.service.submit(self.client, self.scratch, {"seed": self.seed})
-        options = Options(model=self.given.model, preset=self.given.preset, seed=self.seed)
-        return self.client.submit(self.source, options).id
+            return self.service.submit(self.client, self.scratch, {"seed": seed})
+        return self.client.submit(self.source, Options(model=self.given.model, preset=self.given.preset, seed=seed)).id
 
     def running(self) -> int:
         replicas = self.service.status()["deployments"][self.worker]["replicas"]
@@ -134,7 +140,7 @@ class Bench:
 
     def wave(self, replicas: int) -> Wave:
         began = time.monotonic()
-        ids = [self.submit() for _ in range(replicas * self.given.jobs)]
+        ids = self.submit(replicas * self.given.jobs)
         self.await_stage(ids[0])
         working = time.monotonic()
         ends: dict[str, float] = {}
@@ -152,7 +158,7 @@ class Bench:
     def follow_queue(self, most: int) -> list[float]:
         """Seconds from the first of `most` queued jobs to each further replica, with replicas following the queue."""
         self.fix(1, most)
-        began, ids, seen = time.monotonic(), [self.submit() for _ in range(most)], []
+        began, ids, seen = time.monotonic(), self.submit(most), []
         while len(seen) < most - 1 and time.monotonic() - began < 120:
             seen += [time.monotonic() - began] * (self.running() - 1 - len(seen))
             time.sleep(0.3)
