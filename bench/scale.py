@@ -108,6 +108,7 @@ class Bench:
 
         def change(config: dict) -> None:
             scaled(config, self.worker, low, high)
+            seats(config, self.given.model, high)
             for name in ("Preprocessor", "Exporter"):  # they must not be what waves wait for
                 scaled(config, name, high, high)
 
@@ -171,6 +172,12 @@ def scaled(config: dict, name: str, low: int, high: int) -> None:
     scaling.update(min_replicas=low, max_replicas=high)
 
 
+def seats(config: dict, model: str, replicas: int) -> None:
+    """One for each optimiser; generators work on a few jobs at once."""
+    count = replicas if model == "nvdiffrec" else 4 * replicas
+    deployment(config, "Conductor")["user_config"]["slots"] = {model: count}
+
+
 def seconds(job: ReconstructionView) -> dict[str, float]:
     return (job.report or {}).get("seconds") or {}
 
@@ -191,7 +198,7 @@ def adapt(given: argparse.Namespace, most: int):
     def change(config: dict) -> None:
         application = config["applications"][0]
         args, listed = application["args"], application["deployments"]
-        args["slots"] = {given.model: most if given.model == "nvdiffrec" else 2 * most}
+        seats(config, given.model, most)
         args["fake"] = {"optimise_s": given.fake} if given.fake else None
         deployment(config, "Nvdiffrec")["user_config"]["slice_s"] = 8.0
         if given.model == "trellis":

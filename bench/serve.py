@@ -363,9 +363,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-bench-"))
 
     def change(config: dict) -> None:
-        args = config["applications"][0]["args"]
-        args["slots"] = {"nvdiffrec": 8 if given.figures == ["drain"] else 2}
-        args["max_active_jobs"] = 5000
+        config["applications"][0]["args"]["max_active_jobs"] = 5000
+        slots = {"nvdiffrec": 8 if given.figures == ["drain"] else 2}
+        deployment(config, "Conductor")["user_config"]["slots"] = slots
         deployment(config, "Nvdiffrec")["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0}
 
     with RayService(folder / "data", change) as service:

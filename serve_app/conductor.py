@@ -27,7 +27,7 @@ from serve_app.lease import Lease
 from serve_app.models import MODELS
 from serve_app.replicas import Replicas
 from serve_app.seats import Seats
-from serve_app.settings import AppArgs
+from serve_app.settings import AppArgs, ConductorConfig
 from serve_app.stages import Calls
 from serve_app.webhooks import PAUSES_S, deliver
 from viewmesh.weights.ready import Readiness
@@ -48,6 +48,7 @@ FAREWELL_S = 1.0  # for the cancelling of calls to leave the process
     health_check_period_s=3,
     health_check_timeout_s=10,
     ray_actor_options={"num_cpus": 0.1},
+    user_config={},  # without one Serve would not call reconfigure, which gives the seats out
 )
 class Conductor:
     async def __init__(self, args: dict[str, Any], preprocessor: Any, exporter: Any, models: dict[str, Any]) -> None:
@@ -56,8 +57,8 @@ class Conductor:
         await asyncio.to_thread(self.store.create)
         self.artifacts = await asyncio.to_thread(ArtifactStore, self.args.artifacts_url())
         self.keys = KeyRing(self.args.auth.keys_file)
-        self.retention_s = self.args.retention_s
-        self.models, self.replicas, self.seats = models, Replicas(self.held), Seats(self.args.slots_of)
+        self.config = ConductorConfig()
+        self.models, self.replicas, self.seats = models, Replicas(self.held), Seats()
         self.calls = Calls(
             self.store,
             self.artifacts,
@@ -65,7 +66,7 @@ class Conductor:
             exporter,
             models,
             self.seats,
-            lambda: self.retention_s,
+            self.args.retention_s,
             self._broken,
         )
         self.runner = Runner(self.args.database_url(), self.store.engine)
@@ -98,10 +99,13 @@ class Conductor:
             return False
 
     async def _lead(self) -> None:
-        # beyond the slots: those that wait for a seat that is about to be left, or write their files
-        slots = {name: self.args.slots_of(name) for name in MODELS}
-        queues = {queue_of("reconstruction", name): n + max(1, n // 2) for name, n in slots.items()}
-        await self.runner.launch({**queues, EXPORTS: 8, DELIVERIES: 16})
+        await self.runner.launch()
+        await self._open_queues()
+
+    async def _open_queues(self) -> None:
+        """Twice as many workflows as there are seats: the others wait for one, or write their files."""
+        queues = {queue_of("reconstruction", name): 2 * self.config.slots_of(name) for name in MODELS}
+        await self.runner.open({**queues, EXPORTS: 8, DELIVERIES: 16})
 
     def _abandon(self) -> None:
         """The lease is lost: another Conductor repeats what runs here. In a thread, the loop may be stuck."""
@@ -112,8 +116,11 @@ class Conductor:
             threading.Event().wait(FAREWELL_S)
             os._exit(1)
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        self.retention_s = config.get("retention_s", self.args.retention_s)
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        self.config = ConductorConfig.model_validate(config)
+        self.seats.set(self.config.slots_of)
+        if self.lease.epoch is not None:
+            await self._open_queues()
 
     async def check_health(self) -> None:
         if self.lease.lost:

@@ -14,18 +14,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.models import MODELS
-from serve_app.settings import AppArgs, RouterConfig
+from serve_app.settings import AppArgs, ConductorConfig, RouterConfig
 from viewmesh.errors import OptionError
 from viewmesh.weights.ready import readiness
 
 GENERATIVE = tuple(model.name for model in MODELS.values() if model.kind == "generator")
 DEPLOYMENTS = ("Router", "Conductor", "Preprocessor", "Nvdiffrec", "Exporter")
+OWN_CONFIG = {"Router": RouterConfig, "Conductor": ConductorConfig}
 WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},
     "Exporter": {"stall_s"},
     "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
     "Trellis": {"stall_s", "compile", "together", "models"},
-    "Conductor": {"retention_s"},
 }
 
 
@@ -70,8 +70,8 @@ def _check_application(application: dict[str, Any], at: str) -> list[str]:
         if application.get("import_path") == "serve_app.app:build" and name not in known:
             found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), known)}")
         given = deployment.get("user_config") or {}
-        if name == "Router":
-            found += _errors_of(RouterConfig, given, f"{here}.user_config")
+        if name in OWN_CONFIG:
+            found += _errors_of(OWN_CONFIG[name], given, f"{here}.user_config")
         elif name in WORKER_CONFIG:
             keys = WORKER_CONFIG[name]
             found += [f"{here}.user_config.{k}: unknown{_meant(k, keys)}" for k in given if k not in keys]
@@ -172,9 +172,7 @@ def adapted(
                 if scaling:
                     scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
                     scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
-                    # More would take turns on a replica, each turn loading a checkpoint.
-                    slots, most = args.setdefault("slots", {}), scaling["max_replicas"]
-                    slots["nvdiffrec"] = min(slots.get("nvdiffrec", most), most)
+                    _limit_slots(application, scaling["max_replicas"])
             elif name in ("Preprocessor", "Exporter"):
                 if cpus <= 4:  # on a small machine they share what the optimiser leaves
                     options["num_cpus"] = 0.3
@@ -202,6 +200,16 @@ def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:
             return found
         args["models"] = ["nvdiffrec"]
     return [name for name in GENERATIVE if name in args["models"]]
+
+
+def _limit_slots(application: dict[str, Any], most: int) -> None:
+    """More jobs than Nvdiffrec has replicas would take turns on them, each turn loading a checkpoint."""
+    listed: list[dict[str, Any]] = application["deployments"]
+    if not any(d.get("name") == "Conductor" for d in listed):
+        listed.append({"name": "Conductor"})
+    conductor = next(d for d in listed if d.get("name") == "Conductor")
+    slots = conductor.setdefault("user_config", {}).setdefault("slots", {})
+    slots["nvdiffrec"] = min(slots.get("nvdiffrec", most), most)
 
 
 def _share_gpus(application: dict[str, Any], generative: list[str], gpus: int) -> None:

@@ -122,8 +122,11 @@ class Runner:
 
         DBOS.workflow(name=name, max_recovery_attempts=1000)(run)
 
-    async def launch(self, queues: dict[str, int]) -> None:
+    async def launch(self) -> None:
         await asyncio.to_thread(DBOS.launch)
+
+    async def open(self, queues: dict[str, int]) -> None:
+        """Takes workflows from these queues, so many at once; may be called again with other numbers."""
         for name, at_once in queues.items():
             await DBOS.register_queue_async(
                 name, worker_concurrency=at_once, polling_interval_sec=0.2, on_conflict="always_update"

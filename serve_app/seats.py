@@ -12,12 +12,18 @@ from collections.abc import Callable
 
 
 class Seats:
-    """slots: of a model, how many."""
+    """There are none until `set` says how many."""
 
-    def __init__(self, slots: Callable[[str], int]) -> None:
-        self.slots = slots
+    def __init__(self) -> None:
+        self.slots: Callable[[str], int] = lambda model: 0
         self.held: dict[str, str] = {}  # job → model
         self.waiting: dict[str, list[tuple[str, asyncio.Event]]] = defaultdict(list)  # model → jobs, the oldest first
+
+    def set(self, slots: Callable[[str], int]) -> None:
+        """slots: of a model, how many. Where there are fewer than before, nobody has to get up."""
+        self.slots = slots
+        for model in self.waiting:
+            self._fill(model)
 
     async def take(self, job_id: str, model: str) -> None:
         """Returns once the job has a seat of the model: of those that wait the oldest is next. A seat of another model

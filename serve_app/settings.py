@@ -1,4 +1,4 @@
-"""What the application can be told: the `args` of serve_config.yaml (AppArgs) and the Router's `user_config`.
+"""What can be told: the `args` of serve_config.yaml (AppArgs), and the `user_config` of Router and Conductor.
 
 Unknown keys are refused. Changing `args` restarts replicas, changing a `user_config` does not.
 """
@@ -41,6 +41,18 @@ class RouterConfig(Strict):
     heartbeat_s: float = Field(
         default=15.0, gt=0, description="Comment lines on event streams that have nothing to say."
     )
+
+
+class ConductorConfig(Strict):
+    """The Conductor's user_config: applied without a restart."""
+
+    slots: dict[ModelName, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Jobs of a model from their first stage to their last but one; others wait as `queued`. Default 4.",
+    )
+
+    def slots_of(self, model: str) -> int:
+        return {str(name): count for name, count in self.slots.items()}.get(model, 4)
 
 
 class Auth(Strict):
@@ -97,10 +109,6 @@ class AppArgs(Strict):
         default={},
         description="Folders by weight set (trellis, dinov2, reconviagen, vggt-object), if not the downloaded ones.",
     )
-    slots: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default={},
-        description="Jobs of a model from their first stage to their last but one; others wait as `queued`. Default 4.",
-    )
     max_active_jobs: int = Field(
         default=2000, gt=0, description="Queued and running jobs of one owner, unless its key says."
     )
@@ -116,6 +124,3 @@ class AppArgs(Strict):
 
     def artifacts_url(self) -> str:
         return self.artifacts or f"file://{self.data.absolute()}/artifacts"
-
-    def slots_of(self, model: str) -> int:
-        return self.slots.get(model, 4)

@@ -63,7 +63,7 @@ class Calls:
         exporter: Any,
         models: dict[str, Any],
         seats: Seats,
-        retention_s: Callable[[], float | None],
+        retention_s: float | None,
         broken: Callable[[], Awaitable[dict[str, Readiness]]],
     ) -> None:
         self.store = store
@@ -204,8 +204,7 @@ class Calls:
         await self._tidy(checkpoint["key"].rsplit("/", 1)[0])
 
     def _expires(self) -> float | None:
-        kept = self.retention_s()
-        return None if kept is None else time.time() + kept
+        return None if self.retention_s is None else time.time() + self.retention_s
 
     # --- calling ---------------------------------------------------------------------------------------------------
 

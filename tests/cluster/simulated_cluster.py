@@ -64,7 +64,7 @@ def scaled(low: int, high: int, *, slots: int | None = None, **worker: Any) -> C
         optimiser["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 1}
         optimiser["autoscaling_config"].update(min_replicas=low, max_replicas=high)
         optimiser.update(worker)
-        config["applications"][0]["args"]["slots"] = {"nvdiffrec": slots or high}
+        deployment(config, "Conductor")["user_config"]["slots"] = {"nvdiffrec": slots or high}
 
     return change
 

@@ -62,13 +62,14 @@ def views(count: int = 3, **script: Any) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 @asynccontextmanager
-async def running_service(data: Path, **args: Any) -> AsyncIterator[Running]:
+async def running_service(data: Path, slots: dict[str, int] | None = None, **args: Any) -> AsyncIterator[Running]:
     import os
 
     settings = AppArgs(data=data, **{"fake": {"optimise_s": 0.1}, **args})
     before = os.environ.get("RAY_AUTH_MODE")
     application = graph(settings)
     conductor = await asyncio.to_thread(lambda: serve.run(application, _local_testing_mode=True))
+    await conductor.reconfigure.remote({"slots": slots or {}})
     await models_loaded(conductor)
     service = Service(settings, conductor)
     service.config = RouterConfig.model_validate({"poll_s": 0.03, "heartbeat_s": 0.5, "limits": {"wait_s": 30}})

@@ -37,7 +37,7 @@ def test_the_shipped_file_is_clean_and_complete(shipped):
 
 def test_the_shipped_arguments_are_the_defaults(shipped):
     given = AppArgs.model_validate(application(shipped)["args"]).model_dump()
-    assert {**given, "slots": {}} == AppArgs().model_dump()
+    assert given == AppArgs().model_dump()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ def test_the_shipped_arguments_are_the_defaults(shipped):
         (lambda c: application(c)["args"]["auth"].update(opn=True), "args.auth.opn"),
         (lambda c: deployment(c, "Router")["user_config"]["limits"].update(file_byte=1), "limits.file_byte"),
         (lambda c: deployment(c, "Nvdiffrec")["user_config"].update(slice=1), "did you mean 'slice_s'?"),
+        (lambda c: deployment(c, "Conductor")["user_config"]["slots"].update(trelis=1), "user_config.slots.trelis"),
         (lambda c: deployment(c, "Router").update(num_replicas=-1), "num_replicas"),
         (lambda c: application(c).update(import_path=3), "import_path"),
     ],
@@ -69,8 +70,16 @@ def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
     assert config.check(fitted) == []
     asked = sum(d["ray_actor_options"].get("num_cpus", 1) for d in application(fitted)["deployments"])
     assert asked <= 2
-    assert config.adapted(shipped, cpus=64, gpus=8)["applications"][0]["args"]["slots"] == {"nvdiffrec": 8}
-    assert application(config.adapted(shipped, cpus=16, gpus=1))["args"]["slots"] == {"nvdiffrec": 1}, "no taking turns"
+
+
+@pytest.mark.parametrize(("gpus", "slots"), [(8, 8), (1, 1), (0, 1)])
+def test_no_jobs_take_turns_on_the_replicas_that_there_are(shipped, gpus, slots):
+    fitted = config.adapted(shipped, cpus=16, gpus=gpus)
+    assert deployment(fitted, "Conductor")["user_config"]["slots"] == {"nvdiffrec": slots}
+    application(shipped)["deployments"] = [deployment(shipped, "Nvdiffrec")]
+    fitted = config.adapted(shipped, cpus=16, gpus=gpus)
+    assert deployment(fitted, "Conductor")["user_config"]["slots"] == {"nvdiffrec": slots}
+    assert config.check(fitted) == []
 
 
 def test_what_the_config_names_stays_and_what_the_command_names_wins(shipped, tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_a_downscale_takes_a_busy_replica_away(service, client, tmp_path):
             worker["autoscaling_config"].update(min_replicas=count, max_replicas=count)
             worker["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0}
             worker["graceful_shutdown_timeout_s"] = 0.2
-            config["applications"][0]["args"]["slots"] = {"nvdiffrec": 2}
+            deployment(config, "Conductor")["user_config"]["slots"] = {"nvdiffrec": 2}
 
         return change
 

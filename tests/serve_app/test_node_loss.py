@@ -16,7 +16,7 @@ def place(config: dict) -> None:
     worker = deployment(config, "Nvdiffrec")
     worker["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 0, "resources": {"work": 1}}
     worker["autoscaling_config"].update(min_replicas=2, max_replicas=2)
-    config["applications"][0]["args"]["slots"] = {"nvdiffrec": 2}
+    deployment(config, "Conductor")["user_config"]["slots"] = {"nvdiffrec": 2}
 
 
 @pytest.fixture

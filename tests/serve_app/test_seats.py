@@ -8,8 +8,14 @@ from conftest import running_service
 from serve_app.seats import Seats
 
 
+def of(count: int) -> Seats:
+    made = Seats()
+    made.set(lambda model: count)
+    return made
+
+
 async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
-    seats, got = Seats(lambda model: 2), []
+    seats, got = of(2), []
 
     async def job(name: str) -> None:
         await seats.take(name, "a")
@@ -33,7 +39,7 @@ async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
 
 
 async def test_a_seat_given_to_a_job_that_is_cancelled_at_that_moment_goes_to_the_next():
-    seats = Seats(lambda model: 1)
+    seats = of(1)
     await seats.take("u", "a")
     asking = [asyncio.create_task(seats.take(name, "a")) for name in "vw"]
     await asyncio.sleep(0)
@@ -43,8 +49,23 @@ async def test_a_seat_given_to_a_job_that_is_cancelled_at_that_moment_goes_to_th
     assert seats.held == {"w": "a"}
 
 
+async def test_more_seats_are_taken_at_once_and_fewer_as_they_are_left():
+    seats = Seats()
+    asking = [asyncio.create_task(seats.take(name, "a")) for name in "uvw"]
+    await asyncio.sleep(0.01)
+    assert seats.held == {}
+    seats.set(lambda model: 2)
+    assert set(seats.held) == {"u", "v"}
+    seats.set(lambda model: 1)
+    seats.leave("u")
+    assert set(seats.held) == {"v"}
+    seats.leave("v")
+    assert set(seats.held) == {"w"}
+    await asyncio.gather(*asking)
+
+
 async def test_a_job_that_goes_on_with_another_model_leaves_its_seat():
-    seats = Seats(lambda model: 1)
+    seats = of(1)
     await seats.take("u", "trellis")
     await seats.take("u", "nvdiffrec")
     await asyncio.wait_for(seats.take("v", "trellis"), 1)

@@ -72,9 +72,10 @@ def play(tmp_path, monkeypatch):
         async def unusable() -> dict[str, Readiness]:
             return broken or {}
 
-        artifacts, seats = ArtifactStore(f"file://{tmp_path}/a"), Seats(lambda model: 1)
+        artifacts, seats = ArtifactStore(f"file://{tmp_path}/a"), Seats()
         served = dict.fromkeys(models, handle)
-        calls = Calls(store, artifacts, handle, handle, served, seats, lambda: None, unusable)
+        seats.set(lambda model: 1)
+        calls = Calls(store, artifacts, handle, handle, served, seats, None, unusable)
         job = {
             "id": row["id"],
             "model": "nvdiffrec",
