@@ -48,7 +48,12 @@ def inside(name: str, key: str, **values: Any) -> Callable[[dict], None]:
 
 EDITS = (
     Edit("`user_config`", "stay, and are told", "nothing", inside("Nvdiffrec", "user_config", slice_s=0.9)),
-    Edit("`slots`", "stay, and are told", "nothing", inside("Conductor", "user_config", slots={"nvdiffrec": 2})),
+    Edit(
+        "`user_config.slots`",
+        "stay, and are told",
+        "nothing",
+        inside("Conductor", "user_config", slots={"nvdiffrec": 2}),
+    ),
     Edit(
         "`autoscaling_config`",
         "stay",
