@@ -120,7 +120,7 @@ def register(
     check(cancelled)
     polish = aligner(plan.polish_views, plan.polish_size, 1.0)
     tell(0.86)
-    best = polish.align(best, plan.polish_steps, cancelled)
+    best = polish.align(best, plan.polish_steps, lambda share: tell(0.86 + 0.13 * share), cancelled)
     final = polish.agreement(best)
     tell(1)
     matrix = best.cpu()
@@ -153,7 +153,7 @@ def _aligned(
 ) -> list[tuple[Tensor, Agreement]]:
     out = []
     for i, start in enumerate(starts):
-        pose = aligner.align(start, steps, cancelled)
+        pose = aligner.align(start, steps, lambda share, i=i: step((i + share) / len(starts)), cancelled)
         out.append((pose, aligner.agreement(pose)))
         step((i + 1) / len(starts))
     return out

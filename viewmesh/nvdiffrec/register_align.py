@@ -111,12 +111,15 @@ class Aligner:
         say = both * (DEPTH_SHARE / (1 + (difference[0] / DEPTH_SCALE).square()))
         return (difference.clamp(-DEPTH_SCALE * 2, DEPTH_SCALE * 2) * (depth > 0) * say.sqrt()).flatten(1)
 
-    def align(self, scene_from_mesh: Tensor, steps: int, cancelled: Callable[[], bool]) -> Tensor:
-        """The (4, 4) float64 similarity after at most `steps` accepted or refused steps."""
+    def align(
+        self, scene_from_mesh: Tensor, steps: int, step: Callable[[float], None], cancelled: Callable[[], bool]
+    ) -> Tensor:
+        """The (4, 4) float64 similarity after at most `steps` accepted or refused steps. step hears the share done."""
         pose, damping = scene_from_mesh.double(), 1e-2
         center, reach = self.proxy.center.double(), self.proxy.radius
-        for _ in range(steps):
+        for i in range(steps):
             check(cancelled)
+            step(i / steps)
             scale = float(torch.linalg.det(pose[:3, :3]).abs() ** (1 / 3))
             size = reach * scale  # scene units: all seven parameters are measured in it
             if not size > 0:
