@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 from dbos import error as dbos_error
 
+from deployments.logs import log_of
 from serve_app.workflow import VERSION
 
 APPLICATION = "viewmesh"
@@ -86,14 +87,12 @@ async def sleep(seconds: float) -> None:
 
 
 def brief_about_cancelling(record: logging.LogRecord) -> bool:
-    """For DBOS's logger: a cancelled workflow is one line, not a warning that another process has it and a traceback.
-
-    If another process has it, the lease has said so.
-    """
+    """For DBOS's logger: a cancelled workflow is one line of ours, not a warning that another process has it and a
+    traceback. If another process has it, the lease has said so."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, CANCELLED):
-        record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
+        log_of(getattr(error, "workflow_id", "")).info("the workflow was cancelled")
+        return False
     return "is no longer owned by this execution" not in str(record.msg)
 
 

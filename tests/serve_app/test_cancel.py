@@ -4,6 +4,17 @@ import asyncio
 import logging
 
 
+class Kept(logging.Handler):
+    """The records of a logger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 async def test_a_job_is_cancelled_before_its_worker_listens_and_the_next_one_waits_for_that(fresh, tmp_path):
     """A step of three seconds that does not ask whether it is wanted: a solver in C, or a busy machine."""
     deaf, after = tmp_path / "deaf", tmp_path / "after"
@@ -26,24 +37,26 @@ async def test_a_job_is_cancelled_before_its_worker_listens_and_the_next_one_wai
 
 
 async def test_a_cancelled_job_is_one_line_in_the_log(fresh, tmp_path):
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append((record.levelname, logging.Formatter().format(record)))
+    handlers = {"dbos": Kept(), "ray.serve": Kept()}
     async with fresh() as running:
         answer = await running.submit(wait=None, optimise_s=60, steps=600, scratch=str(tmp_path))
         job_id = answer.json()["id"]
         while not (tmp_path / "step").exists():
             await asyncio.sleep(0.02)
-        logging.getLogger("dbos").addHandler(handler)
+        for name, handler in handlers.items():
+            logging.getLogger(name).addHandler(handler)
         try:
             await running.http.post(f"/v1/reconstructions/{job_id}/cancel")
-            while not lines:
+            while not (
+                told := [record for record in handlers["ray.serve"].records if "workflow" in record.getMessage()]
+            ):
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
         finally:
-            logging.getLogger("dbos").removeHandler(handler)
-    ((level, line),) = lines
-    assert level == "INFO"
-    assert job_id in line
-    assert "cancelled" in line
-    assert "\n" not in line
+            for name, handler in handlers.items():
+                logging.getLogger(name).removeHandler(handler)
+    (record,) = told
+    assert record.getMessage() == "the workflow was cancelled"
+    assert vars(record)["reconstruction_id"] == job_id
+    assert handlers["dbos"].records == []
+    assert not any(record.exc_info for record in handlers["ray.serve"].records)
