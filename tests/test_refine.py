@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import synthetic_views as synthetic
 import torch
+import trimesh
 from known_crops import lost, seeing, sfm_finding
 from tiny_command import shrink, tiny_preset
 
@@ -16,6 +17,7 @@ from viewmesh.errors import Cancelled, InputError
 from viewmesh.generate import Made, load_made, save_made
 from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.gaussians import Gaussians
+from viewmesh.geometry.mesh import Mesh
 from viewmesh.nvdiffrec import fit, register
 from viewmesh.nvdiffrec.register import Plan
 from viewmesh.options import Options
@@ -174,6 +176,21 @@ def test_where_structure_from_motion_does_not_help_either_the_mesh_is_handed_out
     said = " ".join(report["warnings"])
     assert refine.NO_VGGT_CAMERAS in said
     assert "Nor did structure from motion help: " in said
+
+
+@pytest.mark.slow
+def test_among_the_cameras_that_structure_from_motion_finds_the_mesh_has_its_place(tmp_path):
+    synthetic.write_views(tmp_path, synthetic.ring(20), size=(320, 320), f=480.0, cameras=None)
+    views = refine.posed_by_sfm(tmp_path, WISHES.model_copy(update={"model": "reconviagen"}))
+    assert views.camera_source == "sfm"
+    assert len(views) >= 16
+    assert views.warnings[-1] == refine.SFM_INSTEAD
+    ball = trimesh.creation.icosphere(4, synthetic.BALL_RADIUS).apply_translation(synthetic.BALL_CENTER)
+    box = trimesh.creation.box(bounds=np.stack([synthetic.BOX_LOW, synthetic.BOX_HIGH]))
+    both = trimesh.util.concatenate([ball, box.subdivide_to_size(0.05)])
+    colors = torch.from_numpy(synthetic.texture(np.asarray(both.vertices)) / 255).float() ** 2.2
+    mesh = Mesh(torch.tensor(both.vertices).float(), torch.tensor(both.faces).long(), colors)
+    assert refine.register(mesh, views, torch.Generator().manual_seed(0)).silhouette_iou > 0.97
 
 
 def test_a_refinement_that_was_stopped_goes_on_from_what_was_generated(reconviagen, tmp_path, monkeypatch):
