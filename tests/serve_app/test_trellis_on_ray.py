@@ -11,25 +11,24 @@ import trimesh
 from PIL import Image
 from test_generative import WISHES, photos
 
-from serve_app.testing import RayService
+from serve_app.testing import RayService, deployment
 from viewmesh.geometry.camera import canonical6
-from viewmesh.trellis.tiny import write_tiny_trellis
+from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    weights = str(write_tiny_trellis(tmp_path_factory.mktemp("tiny")))
+    trellis = write_tiny_trellis(tmp_path_factory.mktemp("trellis"))
+    reconviagen = write_tiny_reconviagen(tmp_path_factory.mktemp("reconviagen"))
+    places = {"trellis": str(trellis), "reconviagen": str(reconviagen), "vggt-object": str(reconviagen / "vggt")}
 
     def change(config: dict) -> None:
         args = config["applications"][0]["args"]
-        args.update(fake=None, device="cpu", models=["nvdiffrec", "trellis"], weights={"trellis": weights})
-        deployments = config["applications"][0]["deployments"]
-        held = {"models": ["trellis"]}
-        deployments.append(
-            {"name": "Trellis", "ray_actor_options": {"num_gpus": 0, "num_cpus": 0.1}, "user_config": held}
-        )
+        args.update(fake=None, device="cpu", models=["nvdiffrec", "trellis", "reconviagen"], weights=places)
+        worker = {"ray_actor_options": {"num_gpus": 0, "num_cpus": 0.1}, "user_config": {"models": ["trellis"]}}
+        config["applications"][0]["deployments"].append({"name": "Trellis", **worker})
 
     with RayService(tmp_path_factory.mktemp("service"), change) as running:
         yield running
@@ -41,21 +40,21 @@ def client(service):
         yield client
 
 
-def ready(client: httpx.Client) -> dict[str, dict]:
-    """The models once their replicas run; until then the service says that they are starting."""
+def ready(client: httpx.Client, *names: str, reason: str = "starting") -> dict[str, dict]:
+    """The models once those named are ready; until then the service says why not."""
     until = time.monotonic() + 90
     while True:
         models = {model["name"]: model for model in client.get("/v1/models").json()["models"]}
-        waiting = [models[name] for name in ("nvdiffrec", "trellis") if not models[name]["ready"]]
+        waiting = [models[name] for name in names if not models[name]["ready"]]
         if not waiting:
             return models
-        assert all("starting" in model["reason"] for model in waiting), waiting
+        assert all(reason in model["reason"] for model in waiting), waiting
         assert time.monotonic() < until
         time.sleep(0.5)
 
 
 def test_photos_in_a_glb_out(client):
-    models = ready(client)
+    models = ready(client, "nvdiffrec", "trellis")
     assert {name for name, model in models.items() if model["ready"]} == {"nvdiffrec", "trellis"}
     answer = client.post(
         "/v1/reconstructions",
@@ -90,7 +89,7 @@ def balls(radius: float = 0.4, size: int = 96) -> list[tuple[str, tuple[str, byt
 
 
 def test_a_generated_mesh_is_refined_against_the_six_views(client):
-    ready(client)
+    ready(client, "nvdiffrec", "trellis")
     wishes = {**WISHES, "refine": True, "formats": ["glb"], "views": {"rig": "canonical6"}}
     answer = client.post("/v1/reconstructions", files=balls(), data={"options": json.dumps(wishes)})
     assert answer.status_code == 202, answer.text
@@ -113,3 +112,22 @@ def test_a_generated_mesh_is_refined_against_the_six_views(client):
         told = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
     stages = [data["stage"] for data in told if "percent" in data]
     assert list(dict.fromkeys(stages))[:3] == ["prepare", "generate", "optimise"]
+
+
+def test_an_edit_of_the_user_config_loads_the_other_model_without_a_restart(service, client):
+    before = ready(client, "nvdiffrec", "trellis")
+    assert "does not hold reconviagen" in before["reconviagen"]["reason"]
+    assert "user_config.models" in before["reconviagen"]["hint"]
+    worker = service.pids("Trellis")
+
+    def both(config: dict) -> None:
+        deployment(config, "Trellis")["user_config"]["models"] = ["trellis", "reconviagen"]
+
+    service.deploy(both)
+    ready(client, "nvdiffrec", "trellis", "reconviagen", reason="does not hold reconviagen")
+    assert service.pids("Trellis") == worker
+    wishes = {**WISHES, "model": "reconviagen", "formats": ["glb"]}
+    answer = client.post(
+        "/v1/reconstructions", files=photos(), data={"options": json.dumps(wishes)}, headers={"prefer": "wait=100"}
+    )
+    assert answer.json()["state"] == "succeeded", answer.text
