@@ -14,6 +14,7 @@ from viewmesh import refine
 from viewmesh.errors import OutOfMemory
 from viewmesh.export.images import png
 from viewmesh.geometry.camera import canonical6
+from viewmesh.geometry.unwrap import build_loops
 from viewmesh.geometry.meshfile import load_gaussians, load_mesh, save_mesh
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset, preset_for
@@ -141,7 +142,7 @@ class NvdiffrecOptimiser(OnDevice):
 
 
 def warm_up(device: torch.device) -> None:
-    """One step on a disk seen six times: kernels are compiled, and a device that cannot be used is found out."""
+    """An atlas, and one step on a disk seen six times: kernels are compiled, and an unusable device is found out."""
     side = 48
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     images = torch.full((6, side, side, 4), 128, dtype=torch.uint8)
@@ -149,6 +150,7 @@ def warm_up(device: torch.device) -> None:
     names = tuple(f"view_{i:02d}.png" for i in range(6))
     views = ViewSet(names, images, canonical6(side, side), camera_source="canonical6", mask_source="alpha")
     tiny = replace(preset("preview", device), lattice=12, shape_size=32, texture_crop=32, texture_size=256)
+    build_loops()
     fit.advance(fit.start(views, tiny, torch.Generator().manual_seed(0), device=device), steps=1)
 
 

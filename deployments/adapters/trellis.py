@@ -25,6 +25,7 @@ from viewmesh.generate import (
     total_steps,
 )
 from viewmesh.geometry.meshfile import save_mesh
+from viewmesh.geometry.unwrap import build_loops
 from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.refine import with_cameras
@@ -71,6 +72,7 @@ class LibraryGenerator(OnDevice):
         return {**dict.fromkeys(self.models), **self.lacking}
 
     def warm(self) -> dict[str, float]:
+        build_loops()
         seconds = {}
         for name, model in list(self.models.items()):
             more = {"batches": self.together > 1} if isinstance(model, Trellis) else {}

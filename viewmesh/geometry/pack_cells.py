@@ -15,7 +15,7 @@ from viewmesh.progress import check, never
 
 AT_ONCE = 128  # charts between two questions whether to go on
 ROWS = 4  # of the grid per row of the atlas: more than charts that are too large by far can fill
-ONE, ZERO = np.uint64(1), np.uint64(0)
+ZERO, ONE, ALL = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,9 @@ def _rule_out(free, level, shift):
 
 @inline
 def _take(taken, row, start, length):
+    end = start + length
     for j in range(taken.shape[0]):
-        for p in range(max(0, start - (1 << j) + 1), start + length):
-            taken[j, row, p >> 6] |= ONE << np.uint64(p & 63)
+        first = max(0, start - (1 << j) + 1)
+        for word in range(first >> 6, ((end - 1) >> 6) + 1):
+            low, high = max(first - 64 * word, 0), min(end - 64 * word, 64)
+            taken[j, row, word] |= (ALL >> np.uint64(64 - (high - low))) << np.uint64(low)

@@ -94,6 +94,13 @@ def unwrap(
     )
 
 
+def build_loops() -> None:
+    """Compiles what `unwrap` needs of numba, which keeps it on disk: seconds, once per installation."""
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    unwrap(Mesh(corners, faces), 64, fallback_only=True)
+
+
 def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bool, cancelled) -> Charts:
     deadline = time.monotonic() + timeout_s
 

@@ -8,6 +8,7 @@ them (21.9 ms against 21.5 ms replayed, 17.8 against 17.5), and a graph of the l
 request's own, costs as much to capture as it saves.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +21,10 @@ from viewmesh.trellis.transformer import Context, FlowBlock, FlowTransformer
 
 if TYPE_CHECKING:
     from viewmesh.trellis.stages import Networks
+
+# While one thread compiles, a call of what is compiled already fails in another one: torch's tracing is the process's.
+_in_use = threading.Lock()
+PATIENCE_S = 0.001  # a call takes a fraction of it, a compilation seconds
 
 
 @cache
@@ -35,7 +40,8 @@ def compiled_block() -> Callable[..., Tensor]:
 
 
 class CompiledFor:
-    """Runs a block compiled for the kinds of conditions in `ready`, uncompiled for any other."""
+    """Runs a block compiled for the kinds of conditions in `ready`, uncompiled for any other, and while anything is
+    being compiled."""
 
     def __init__(self, ready: frozenset[tuple[bool, bool]]) -> None:
         self.ready = ready
@@ -50,8 +56,12 @@ class CompiledFor:
         null: Tensor | None,
         counts: Tensor,
     ) -> Tensor:
-        if item is None and (kv.shape[0] > 1, kv.shape[1] > 1) in self.ready:
-            return compiled_block()(block, x, t_emb, None, kv, null, counts)
+        known = item is None and (kv.shape[0] > 1, kv.shape[1] > 1) in self.ready
+        if known and _in_use.acquire(timeout=PATIENCE_S):
+            try:
+                return compiled_block()(block, x, t_emb, None, kv, null, counts)
+            finally:
+                _in_use.release()
         return block(x, t_emb, item, kv, null, counts)
 
 
@@ -96,4 +106,5 @@ def _run_once(flow: FlowTransformer, context: Context, items: int) -> None:
     for L in (4096, 2777):
         counts = torch.tensor([L] * (items - 1) + [L - 100 * (items > 1)])
         x = torch.zeros(context.passes, int(counts.sum()), C, device=t_emb.device, dtype=flow.dtype)
-        compiled_block()(block, x, t_emb, None, context.kv[0], null, counts)
+        with _in_use:
+            compiled_block()(block, x, t_emb, None, context.kv[0], null, counts)
