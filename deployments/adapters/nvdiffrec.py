@@ -14,8 +14,8 @@ from viewmesh import refine
 from viewmesh.errors import OutOfMemory
 from viewmesh.export.images import png
 from viewmesh.geometry.camera import canonical6
-from viewmesh.geometry.unwrap import build_loops
 from viewmesh.geometry.meshfile import load_gaussians, load_mesh, save_mesh
+from viewmesh.geometry.unwrap import build_loops
 from viewmesh.nvdiffrec import fit
 from viewmesh.nvdiffrec.presets import Preset, preset, preset_for
 from viewmesh.nvdiffrec.preview import preview
