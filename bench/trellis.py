@@ -235,6 +235,7 @@ def bench_conditions(table: Table, model: Trellis | ReconViaGen, n: int) -> tupl
     pixels = table.row(f"preprocess, {n} views", lambda: model.preprocess(images))
     vggt = table.row("VGGT aggregator", lambda: model.aggregator(pixels[None]))
     image = table.row("DINOv2", lambda: image_condition(model.encoder, pixels)[None])
+    table.row(f"VGGT's cameras, {n} views", lambda: model.cameras(images))
     structure = table.row("structure condition", lambda: model.structure_condition(vggt, image))
     return structure[:, None], table.row("latent condition", lambda: model.latent_condition(vggt, image))
 
