@@ -49,6 +49,7 @@ class LibraryWriter:
             gaussians=load_gaussians(result),
             chosen_because=facts.get("chosen_because", ""),
             refinement=refinement,
+            generated_together=facts.get("generated_together", 1),
         )
         if facts.get("reexport"):
             value = reexport(value, **facts["reexport"], cancelled=cancelled)

@@ -40,7 +40,7 @@ def test_a_whole_export(tmp_path, monkeypatch):
     monkeypatch.setattr("viewmesh.export.write.turntable_bytes", lambda m: preview.turntable_bytes(m, 3, 64))
     monkeypatch.setattr("viewmesh.export.write.thumbnail_bytes", lambda m: preview.thumbnail_bytes(m, 64))
     written = export(
-        result_of(mesh, views=views_of(mesh)), tmp_path, ("glb", "obj", "ply", "stl", "usdz"),
+        result_of(mesh, views=views_of(mesh), generated_together=3), tmp_path, ("glb", "obj", "ply", "stl", "usdz"),
         progress=lambda stage, step, of, **_: steps.append((stage, step, of)),
     )  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == set(written)
@@ -51,6 +51,7 @@ def test_a_whole_export(tmp_path, monkeypatch):
     assert report.faces == len(mesh.mesh.faces)
     assert 0.5 < report.uv_coverage < 0.9
     assert report.seconds["optimise"] == 1.5
+    assert report.generated_together == 3
     assert report.seconds["export"] > 0
     assert set(report.files) == set(written)
     assert report.quality is not None

@@ -64,6 +64,7 @@ async def test_a_job_on_a_tiny_checkpoint(fresh, weights):
         assert (report["model"], report["faces"], report["quality"]) == ("trellis", 300, None)
         assert any("MIT" in note for note in report["licence_notes"])
         assert "generate.texture" in report["seconds"]
+        assert report["generated_together"] == 1
         assert {"mesh.glb", "gaussians.ply"} <= {a["name"] for a in job["artifacts"]}
         told = [data for _, kind, data in await running.events(job["id"]) if kind == "progress"]
         percents = [data["percent"] for data in told if data["stage"] == "generate"]

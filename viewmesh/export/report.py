@@ -82,6 +82,7 @@ class Report(BaseModel):
     input_views: int
     quality: ViewQuality | None = Field(description="Null where there are no posed views to compare with.")
     refinement: Refinement | None = Field(None, description="Null where `refine` was not asked for.")
+    generated_together: int = Field(1, description="Jobs that shared the generative model's passes, this one included.")
     seconds: dict[str, float] = Field(description="Per stage, in the order they ran.")
     files: list[str]
 
@@ -111,6 +112,7 @@ def report_of(result: Reconstruction, output: TexturedMesh, files: list[str]) ->
         input_views=0 if result.views is None else len(result.views),
         quality=None if result.views is None else measure(result.mesh, result.views),
         refinement=None if result.refinement is None else Refinement.model_validate(result.refinement),
+        generated_together=result.generated_together,
         seconds={name: round(s, 3) for name, s in result.seconds.items()},
         files=files,
     )

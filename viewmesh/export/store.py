@@ -52,6 +52,7 @@ def save_reconstruction(result: Reconstruction, path: Path) -> Path:
             "licence_notes",
             "warnings",
             "chosen_because",
+            "generated_together",
         )
     }
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}  # the format shares no memory
