@@ -206,7 +206,7 @@ def test_out_of_memory_gives_both_figures(tiny: None, capture: Path, tmp_path: P
 
 
 def test_nothing_to_mesh(tiny: None, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def empty(views: object) -> None:
+    def empty(views: object, **_: object) -> None:
         raise EmptyReconstruction("The masks agree on no volume.", hint="Check the masks.")
 
     monkeypatch.setattr(problem, "initial_field", empty)
