@@ -30,7 +30,7 @@ class Exporter:
         self.store = ArtifactStore(store_url)
         self.engine: ResultWriter = make(engine, **engine_args)
         self.metrics = StageMetrics("export")
-        self.worker = Worker(at_once=None, stall_s=600.0)
+        self.worker = Worker(stall_s=600.0)  # one at a time: two share the same cores, and take longer together
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))

@@ -103,9 +103,15 @@ class Conductor:
         await self._open_queues()
 
     async def _open_queues(self) -> None:
-        """Twice as many workflows as there are seats: the others wait for one, or write their files."""
-        queues = {queue_of("reconstruction", name): 2 * self.config.slots_of(name) for name in MODELS}
-        await self.runner.open({**queues, EXPORTS: 8, DELIVERIES: 16})
+        """Twice as many workflows as there are seats: the others wait for one, or write their files.
+
+        Each look at a queue costs some milliseconds of a core: those of models that are not served are rare.
+        """
+        queues = {
+            queue_of("reconstruction", name): (2 * self.config.slots_of(name), 0.2 if name in self.models else 5.0)
+            for name in MODELS
+        }
+        await self.runner.open({**queues, EXPORTS: (8, 0.5), DELIVERIES: (16, 1.0)})
 
     def _abandon(self) -> None:
         """The lease is lost: another Conductor repeats what runs here. In a thread, the loop may be stuck."""

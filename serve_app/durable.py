@@ -124,11 +124,12 @@ class Runner:
     async def launch(self) -> None:
         await asyncio.to_thread(DBOS.launch)
 
-    async def open(self, queues: dict[str, int]) -> None:
-        """Takes workflows from these queues, so many at once; may be called again with other numbers."""
-        for name, at_once in queues.items():
+    async def open(self, queues: dict[str, tuple[int, float]]) -> None:
+        """Takes workflows from these queues, so many at once, and looks for them so often (seconds); may be called
+        again with other numbers."""
+        for name, (at_once, every_s) in queues.items():
             await DBOS.register_queue_async(
-                name, worker_concurrency=at_once, polling_interval_sec=0.2, on_conflict="always_update"
+                name, worker_concurrency=at_once, polling_interval_sec=every_s, on_conflict="always_update"
             )
 
     def close(self) -> None:
