@@ -240,7 +240,7 @@ def start(
         "RAY_USAGE_STATS_ENABLED": "0",
         **{name: str(_threads()) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 4 s of 24 on two cores
+        "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 3 s of 25 on two cores
         **ingress.environment(),
         **ingress.own_ports(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
