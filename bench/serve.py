@@ -357,9 +357,10 @@ FIGURES = ("status", "submit", "overhead", "cancel", "resume", "streams", "drain
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", nargs="*", default=list(FIGURES), choices=[*FIGURES, "soak"])
+    parser.add_argument("figures", nargs="*", choices=[*FIGURES, "soak"], help="all but soak if none is named")
     parser.add_argument("--minutes", type=float, default=15)
     given = parser.parse_args()
+    given.figures = given.figures or list(FIGURES)
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-bench-"))
 
     def change(config: dict) -> None:

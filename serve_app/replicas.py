@@ -4,7 +4,7 @@ what a replica that runs says of the models that it holds."""
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from viewmesh.weights.ready import Readiness
 
 Json = dict[str, Any]
 log = logging.getLogger("ray.serve")
-FRESH_S = 2.0
+FRESH_S = 2.0  # so long nobody is asked again
+OLD_S = 10.0  # so long a request does not wait for the answer
 PATIENCE_S = 1.0
 
 
@@ -54,7 +55,8 @@ class Replicas:
         self._ask = ask
         self._seen: dict[str, Seen] = {}
         self._held: dict[str, Json] = {}
-        self._at = self._asked = -FRESH_S
+        self._at = self._asked = -1e9
+        self._looking: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks
 
     async def readiness(self, model: Model) -> Readiness:
         """Of a model that is served."""
@@ -76,23 +78,39 @@ class Replicas:
 
     async def held(self) -> dict[str, Json]:
         """By model of a worker that holds several: {}, or reason and hint. As last heard, while nobody answers."""
-        if self._ask is not None and time.monotonic() - self._asked > FRESH_S:
+        age = time.monotonic() - self._asked
+        if self._ask is not None and age > FRESH_S:
             self._asked = time.monotonic()
-            try:
-                self._held = await asyncio.wait_for(self._ask(), 2 * PATIENCE_S)
-            except Exception as error:
-                log.warning(f"The workers could not be asked for their models: {type(error).__name__}: {error}")
+            await self._now_or_soon(self._hear(self._ask), age)
         return self._held
 
     async def seen(self) -> dict[str, Seen]:
-        if time.monotonic() - self._at > FRESH_S:
+        age = time.monotonic() - self._at
+        if age > FRESH_S:
             self._at = time.monotonic()
-            try:
-                self._seen = await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
-            except Exception as error:  # the controller is away; what runs goes on without it
-                log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
-                self._seen = {}
+            await self._now_or_soon(self._see(), age)
         return self._seen
+
+    async def _now_or_soon(self, look: Coroutine[Any, Any, None], age: float) -> None:
+        """What is a little old is good enough for this request, and new for the next one."""
+        task = asyncio.create_task(look)
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+        if age > OLD_S:
+            await task
+
+    async def _hear(self, ask: Callable[[], Awaitable[dict[str, Json]]]) -> None:
+        try:
+            self._held = await asyncio.wait_for(ask(), 2 * PATIENCE_S)
+        except Exception as error:
+            log.warning(f"The workers could not be asked for their models: {type(error).__name__}: {error}")
+
+    async def _see(self) -> None:
+        try:
+            self._seen = await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
+        except Exception as error:  # the controller is away; what runs goes on without it
+            log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
+            self._seen = {}
 
 
 def _look() -> dict[str, Seen]:
