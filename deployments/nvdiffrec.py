@@ -3,7 +3,7 @@
 A slice continues a job for a few seconds and ends with a checkpoint in the artifact store. While that is written the
 session goes on, so the next slice begins further on; a replica that is lost takes no more with it than without.
 
-Three steps of a fit take as long as they take, up to half a minute on a CPU (see `viewmesh.nvdiffrec.surface`): each is
+Three steps of a fit take as long as they take, many seconds on a CPU (see `viewmesh.nvdiffrec.surface`): each is
 a slice of its own, asks every second or two whether it is still wanted, and shows that it lives. The replica keeps the
 sessions of its last jobs warm; a session is used only if it went on from the very checkpoint that the caller names, so
 what is durable decides, never what happens to be in memory.

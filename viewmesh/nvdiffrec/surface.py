@@ -81,7 +81,7 @@ def cleaned(problem: Problem, variables: Variables, cancelled: Callable[[], bool
 def unwrapped(problem: Problem, mesh: Mesh, cancelled: Callable[[], bool] = never) -> Surface:
     """A mesh with an atlas, ready for the texture pass. Raises Cancelled.
 
-    The one long step: 3 to 25 s on two CPU cores for 12,000 to 80,000 faces, in bad cases the preset's
+    The one long step: 1 to 8 s on two CPU cores for 12,000 to 80,000 faces, in bad cases the preset's
     `unwrap_timeout_s` and the packing after it.
     """
     preset = problem.preset
