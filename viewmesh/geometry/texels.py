@@ -18,7 +18,7 @@ def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor,
     """
     if corners.device.type == "cpu":
         points = np.ascontiguousarray(corners.detach().numpy())
-        found = _empty(_count(points, float(margin)))
+        found = _room(_fill(points, float(margin), *_room(0)))
         _fill(points, float(margin), *found)
         face, x, y, weight = (torch.from_numpy(column) for column in found)
         return face, x, y, weight
@@ -52,27 +52,14 @@ def _on_device(corners: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor, 
     return face, x, y, weight
 
 
-def _empty(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _room(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     face, x, y = (np.empty(count, np.int64) for _ in range(3))
     return face, x, y, np.empty((count, 3))
 
 
 @jit
-def _count(corners, margin):
-    total = 0
-    for f in range(len(corners)):
-        area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
-        if area == 0:
-            continue
-        for y in range(low_y, high_y + 1):
-            for x in range(low_x, high_x + 1):
-                a, b, c = _inside(corners[f], area, x + 0.5, y + 0.5, margin)
-                total += not math.isnan(a + b + c)
-    return total
-
-
-@jit
 def _fill(corners, margin, face, xs, ys, weight):
+    """How many texels there are; writes those that there is room for."""
     n = 0
     for f in range(len(corners)):
         area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
@@ -81,10 +68,13 @@ def _fill(corners, margin, face, xs, ys, weight):
         for y in range(low_y, high_y + 1):
             for x in range(low_x, high_x + 1):
                 a, b, c = _inside(corners[f], area, x + 0.5, y + 0.5, margin)
-                if not math.isnan(a + b + c):
+                if math.isnan(a + b + c):
+                    continue
+                if n < len(face):
                     face[n], xs[n], ys[n] = f, x, y
                     weight[n, 0], weight[n, 1], weight[n, 2] = b / abs(area), c / abs(area), a / abs(area)
-                    n += 1
+                n += 1
+    return n
 
 
 @inline

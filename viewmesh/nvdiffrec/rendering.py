@@ -54,8 +54,8 @@ class Picture:
 
 def viewpoint(cameras: Cameras, device: torch.device | str, correction: Tensor | None = None) -> Viewpoint:
     """correction: (B, 6) small rotation (radians) and translation of each camera in its own frame, differentiable."""
-    camera_from_scene = cameras.camera_from_world.to(device, non_blocking=True)
-    projection = cameras.clip_from_camera(NEAR, FAR).to(device, non_blocking=True)
+    camera_from_scene = cameras.camera_from_world.to(device)
+    projection = cameras.clip_from_camera(NEAR, FAR).to(device)
     if correction is not None:
         camera_from_scene = torch.matrix_exp(_twist(correction.double())) @ camera_from_scene
     rotation, translation = camera_from_scene[:, :3, :3], camera_from_scene[:, :3, 3:]

@@ -24,7 +24,7 @@ def corrected(leaves: Variables, batch: Batch, device: torch.device) -> Viewpoin
     if "pose" not in leaves:
         return viewpoint(batch.cameras, device)
     pose = leaves["pose"] - leaves["pose"].mean(0)
-    return viewpoint(batch.cameras, device, pose[batch.index.to(device, non_blocking=True)])
+    return viewpoint(batch.cameras, device, pose[batch.index.to(device)])
 
 
 def exposed(leaves: Variables, color: Tensor, batch: Batch) -> Tensor:
@@ -32,4 +32,4 @@ def exposed(leaves: Variables, color: Tensor, batch: Batch) -> Tensor:
     if "exposure" not in leaves:
         return color
     gain = torch.exp(leaves["exposure"] - leaves["exposure"].mean(0))
-    return color * gain[batch.index.to(color.device, non_blocking=True)][:, None, None]
+    return color * gain[batch.index.to(color.device)][:, None, None]
