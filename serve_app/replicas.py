@@ -4,14 +4,15 @@ what a replica that runs says of the models that it holds."""
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from serve_app.models import Model
 from viewmesh.weights.ready import Readiness
 
 Json = dict[str, Any]
+T = TypeVar("T")
 log = logging.getLogger("ray.serve")
 FRESH_S = 2.0  # so long nobody is asked again
 OLD_S = 10.0  # so long a request does not wait for the answer
@@ -45,18 +46,37 @@ class Seen:
         return Readiness(False, "Its replica is starting.", "Jobs wait for it.")
 
 
+class Watched(Generic[T]):
+    """A value that is asked for at most every two seconds. What is a little older is good enough for this request, and
+    asked for anew for the next one."""
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], value: T) -> None:
+        self.ask, self.value, self.at = ask, value, -1e9
+        self._asking: asyncio.Task[None] | None = None  # an event loop does not keep its tasks
+
+    async def get(self) -> T:
+        age = time.monotonic() - self.at
+        if age > FRESH_S:
+            self.at = time.monotonic()
+            self._asking = asyncio.create_task(self._renew())
+            if age > OLD_S:
+                await self._asking
+        return self.value
+
+    async def _renew(self) -> None:
+        self.value = await self.ask()
+
+
 class Replicas:
-    """The application's deployments, asked at most every two seconds; none where there is no controller to ask.
+    """The application's deployments; none where there is no controller to ask.
 
     ask: what the replicas that hold several models say of each, as `Conductor.held`.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[dict[str, Json]]] | None = None) -> None:
         self._ask = ask
-        self._seen: dict[str, Seen] = {}
-        self._held: dict[str, Json] = {}
-        self._at = self._asked = -1e9
-        self._looking: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks
+        self._seen: Watched[dict[str, Seen]] = Watched(_see, {})
+        self._held: Watched[dict[str, Json]] = Watched(self._hear, {})
 
     async def readiness(self, model: Model) -> Readiness:
         """Of a model that is served."""
@@ -78,39 +98,27 @@ class Replicas:
 
     async def held(self) -> dict[str, Json]:
         """By model of a worker that holds several: {}, or reason and hint. As last heard, while nobody answers."""
-        age = time.monotonic() - self._asked
-        if self._ask is not None and age > FRESH_S:
-            self._asked = time.monotonic()
-            await self._now_or_soon(self._hear(self._ask), age)
-        return self._held
+        return await self._held.get()
 
     async def seen(self) -> dict[str, Seen]:
-        age = time.monotonic() - self._at
-        if age > FRESH_S:
-            self._at = time.monotonic()
-            await self._now_or_soon(self._see(), age)
-        return self._seen
+        return await self._seen.get()
 
-    async def _now_or_soon(self, look: Coroutine[Any, Any, None], age: float) -> None:
-        """What is a little old is good enough for this request, and new for the next one."""
-        task = asyncio.create_task(look)
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
-        if age > OLD_S:
-            await task
-
-    async def _hear(self, ask: Callable[[], Awaitable[dict[str, Json]]]) -> None:
+    async def _hear(self) -> dict[str, Json]:
+        if self._ask is None:
+            return {}
         try:
-            self._held = await asyncio.wait_for(ask(), 2 * PATIENCE_S)
+            return await asyncio.wait_for(self._ask(), 2 * PATIENCE_S)
         except Exception as error:
             log.warning(f"The workers could not be asked for their models: {type(error).__name__}: {error}")
+            return self._held.value
 
-    async def _see(self) -> None:
-        try:
-            self._seen = await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
-        except Exception as error:  # the controller is away; what runs goes on without it
-            log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
-            self._seen = {}
+
+async def _see() -> dict[str, Seen]:
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
+    except Exception as error:  # the controller is away; what runs goes on without it
+        log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
+        return {}
 
 
 def _look() -> dict[str, Seen]:

@@ -1,11 +1,13 @@
 """What /v1/models says of a model whose replica starts, failed, runs, or is not wanted now."""
 
+import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from serve_app.models import MODELS
-from serve_app.replicas import Replicas, Seen, seen_in
+from serve_app.replicas import FRESH_S, OLD_S, Replicas, Seen, Watched, seen_in
 
 
 def application(status: str, running: int, message: str = "") -> SimpleNamespace:
@@ -75,4 +77,25 @@ async def test_what_a_worker_says_of_its_models_is_kept_while_it_is_busy(monkeyp
         assert (await replicas.readiness(MODELS["trellis"])).ready
         assert (await replicas.readiness(MODELS["reconviagen"])).reason == "no memory"
         assert list(await replicas.broken(MODELS.values())) == ["reconviagen"]
-        replicas._asked = -10.0
+        replicas._held.at = -10.0
+
+
+async def test_what_is_a_little_old_is_answered_at_once_and_new_for_the_next_request():
+    asked, answer = [], asyncio.Event()
+
+    async def ask() -> int:
+        asked.append(1)
+        await answer.wait()
+        return len(asked)
+
+    watched = Watched(ask, 0)
+    answer.set()
+    assert await watched.get() == 1  # the first waits
+    answer.clear()
+    watched.at = time.monotonic() - (FRESH_S + OLD_S) / 2
+    assert [await watched.get(), await watched.get()] == [1, 1]  # though nobody answers
+    answer.set()
+    await asyncio.sleep(0.01)
+    assert await watched.get() == 2
+    watched.at = time.monotonic() - 2 * OLD_S
+    assert await watched.get() == 3  # too old: waits again
