@@ -28,8 +28,9 @@ def mip_chain(texture: Tensor, mips: Sequence[Tensor] | None = None) -> list[Ten
 def halved(texture: Tensor) -> Tensor:
     """Averages of 2x2 texels (2x1 where a side is 1 already), (..., H, W, C) to (..., H/2, W/2, C)."""
     H, W, C = texture.shape[-3:]
-    h, w = min(H, 2), min(W, 2)
-    return texture.reshape(*texture.shape[:-3], H // h, h, W // w, w, C).mean((-4, -2))
+    pairs = (min(H, 2), min(W, 2))
+    pooled = torch.nn.functional.avg_pool2d(texture.reshape(-1, H, W, C).permute(0, 3, 1, 2), pairs)
+    return pooled.permute(0, 2, 3, 1).reshape(*texture.shape[:-3], H // pairs[0], W // pairs[1], C)
 
 
 def footprint_level(texture: Tensor, uv_da: Tensor | None, level: Tensor | None, levels: int) -> Tensor:
