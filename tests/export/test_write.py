@@ -23,13 +23,13 @@ from viewmesh.export.store import load_reconstruction, reexport, save_reconstruc
 from viewmesh.export.write import STORED, export
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.clean import is_watertight
-from viewmesh.render.draw import draw
+from viewmesh.render.draw import draw, draw_depth
 from viewmesh.views.viewset import ViewSet
 
 
 def views_of(mesh, size: int = 64) -> ViewSet:
     cameras = canonical6(size, size)
-    drawn = draw(mesh, cameras, mesh.environment)[0]
+    drawn = draw(mesh, cameras, mesh.environment)
     images = torch.from_numpy(np.stack([straight_uint8(d) for d in drawn]))
     return ViewSet(tuple(f"view_{i:02d}.png" for i in range(6)), images, cameras, mask_source="alpha")
 
@@ -146,7 +146,7 @@ def test_reexport_keeps_shape_and_looks():
     assert is_watertight(few.mesh.mesh)
     assert chamfer(few.mesh.mesh, result.mesh.mesh, 4000) < 0.01
     cameras = canonical6(64, 64)
-    a, b = (draw(r.mesh, cameras, result.mesh.environment)[0] for r in (few, result))
+    a, b = (draw(r.mesh, cameras, result.mesh.environment) for r in (few, result))
     both = (a[..., 3:] > 0.99) & (b[..., 3:] > 0.99)
     assert psnr(a[..., :3] * both, b[..., :3] * both) > 28
     assert reexport(result) is result
@@ -165,7 +165,7 @@ def test_a_result_is_drawn_again_from_the_inputs_cameras(tmp_path):
     fl = float(cameras.fx[0])
     (tmp_path / "transforms.json").write_text(json.dumps({"w": 48, "h": 48, "fl_x": fl, "fl_y": fl, "frames": frames}))
     assert rerender(tmp_path / "out", tmp_path / "transforms.json", tmp_path / "again") == 6
-    direct, depth = draw(mesh, cameras, mesh.environment)
+    direct, depth = draw(mesh, cameras, mesh.environment), draw_depth(mesh.mesh, cameras)
     image = np.asarray(Image.open(tmp_path / "again" / "view_003.png")).astype(int)
     assert np.abs(image - straight_uint8(direct[3]))[image[..., 3] == 255].mean() < 2
     unit = json.loads((tmp_path / "again" / "depth.json").read_text())["depth_unit_scale"]

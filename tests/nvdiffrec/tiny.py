@@ -50,7 +50,7 @@ def chamfer(vertices: torch.Tensor, faces: torch.Tensor) -> float:
 def held_out_iou(mesh: TexturedMesh) -> float:
     views = synthetic.viewset(HELD_OUT)
     assert views.cameras is not None
-    ours = draw(mesh, views.cameras, supersample=1)[0][..., 3] > 0.5
+    ours = draw(mesh, views.cameras, supersample=1)[..., 3] > 0.5
     theirs = views.images[..., 3] > 127
     return float((ours & theirs).sum() / (ours | theirs).sum())
 
@@ -59,7 +59,7 @@ def held_out_psnr(mesh: TexturedMesh) -> float:
     """Of sRGB values on white."""
     views = synthetic.viewset(HELD_OUT)
     assert views.cameras is not None
-    drawn = draw(mesh, views.cameras, supersample=1)[0]
+    drawn = draw(mesh, views.cameras, supersample=1)
     ours = srgb(drawn[..., :3] + 1 - drawn[..., 3:])
     alpha = views.images[..., 3:].float() / 255
     theirs = views.images[..., :3].float() / 255 * alpha + 1 - alpha

@@ -2,16 +2,17 @@
 
 import math
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from viewmesh.export.images import png, straight_uint8
+from viewmesh.export.images import png, straight_uint8, to_uint8
 from viewmesh.export.metrics import on_white
 from viewmesh.geometry.camera import Cameras, look_at, pinhole
 from viewmesh.geometry.mesh import TexturedMesh
-from viewmesh.render.draw import draw
+from viewmesh.render.draw import draw, drawn
 from viewmesh.render.light import studio
 
 FRAMES, FRAMES_PER_SECOND, SIDE = 36, 18, 512
@@ -33,25 +34,25 @@ def orbit(mesh: TexturedMesh, turns_rad: torch.Tensor, elevation_rad: float, sid
 def thumbnail_bytes(mesh: TexturedMesh, side: int = SIDE) -> bytes:
     """PNG with straight alpha, from the front, a little to the right and above."""
     camera = orbit(mesh, torch.tensor([math.radians(30)], dtype=torch.float64), math.radians(20), side)
-    return png(straight_uint8(draw(mesh, camera, studio(), supersample=2)[0][0]))
+    return png(straight_uint8(draw(mesh, camera, studio(), supersample=2)[0]))
 
 
 def turntable_bytes(mesh: TexturedMesh, frames: int = FRAMES, side: int = SIDE) -> bytes:
     """MP4 (H.264, yuv420p, plays in browsers) of one turn, on white."""
     turns = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
-    images = draw(mesh, orbit(mesh, turns, math.radians(15), side), studio(), supersample=1)[0]
-    return mp4_bytes((on_white(images.cpu()).clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy())
+    parts = drawn(mesh, orbit(mesh, turns, math.radians(15), side), studio(), supersample=1)
+    return mp4_bytes((image for part in parts for image in to_uint8(on_white(part.cpu()))), side, side)
 
 
-def mp4_bytes(images: np.ndarray, rate: int = FRAMES_PER_SECOND) -> bytes:
-    """images: (N, H, W, 3) uint8 with even sides."""
+def mp4_bytes(images: Iterable[np.ndarray], height: int, width: int, rate: int = FRAMES_PER_SECOND) -> bytes:
+    """images: (height, width, 3) uint8 each, with even sides."""
     import av  # ffmpeg's libraries: nothing else wants them
 
     with tempfile.TemporaryDirectory(prefix="viewmesh-") as folder:
         path = Path(folder, "turntable.mp4")  # a real file: its index is moved to the front, so that it starts at once
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-            stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], "yuv420p"
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for image in images:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())

@@ -125,7 +125,7 @@ def measure(mesh: TexturedMesh, views: ViewSet, limit: int = MEASURED_VIEWS) -> 
     n = min(limit, len(views))
     some = views.select(torch.linspace(0, len(views) - 1, n).round().long().tolist())
     assert some.cameras is not None
-    drawn = draw(to_cpu(mesh), some.cameras, mesh.environment, supersample=1)[0].cpu()
+    drawn = draw(to_cpu(mesh), some.cameras, mesh.environment, supersample=1).cpu()
     images, targets = on_white(drawn), view_on_white(some.images)
     masked = views.mask_source != "none"
     ious = [mask_iou(d[..., 3], v[..., 3].float() / 255) for d, v in zip(drawn, some.images, strict=True)]

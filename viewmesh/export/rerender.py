@@ -14,7 +14,7 @@ from viewmesh.export.images import png, straight_uint8
 from viewmesh.export.store import load_reconstruction
 from viewmesh.export.write import STORED
 from viewmesh.geometry.camera import Cameras, similarity_scale
-from viewmesh.render.draw import draw
+from viewmesh.render.draw import draw, draw_depth
 from viewmesh.views.cameras_file import CameraFile, read_cameras
 from viewmesh.views.limits import Limits
 
@@ -40,7 +40,8 @@ def rerender(folder: Path, cameras_file: Path, out: Path, *, environment: Path |
     depths = []
     for i in range(len(file.frames)):  # frame by frame: sizes may differ
         camera = _camera(file, i).moved(scene_from_world)
-        image, depth = draw(result.mesh, camera, light if light is not None else result.mesh.environment)
+        image = draw(result.mesh, camera, light if light is not None else result.mesh.environment)
+        depth = draw_depth(result.mesh.mesh, camera)
         write_whole(out / f"view_{i:03d}.png", png(straight_uint8(image[0])))
         depths.append(depth[0].cpu().numpy() * scale)
     unit = max(float(d.max()) for d in depths) / 65535 or 1.0

@@ -61,7 +61,7 @@ def match(problem: Problem, mesh: TexturedMesh) -> Match:
     squared = pixels = inside = either = 0.0
     for one in index:
         batch = targets.batch(one[None])
-        image, _ = draw(moved, batch.cameras, light, problem.rasterizer, supersample=1)
+        image = draw(moved, batch.cameras, light, problem.rasterizer, supersample=1)
         white = torch.ones(3, device=device)
         ours = linear_to_srgb(losses.over(image[..., :3], image[..., 3:], white).clamp(0, 1))
         theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, white).clamp(0, 1))

@@ -1,16 +1,19 @@
 """Draws a finished mesh from any cameras, without gradients: thumbnails, turntables, `viewmesh render`, metrics."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
-from viewmesh.geometry.mesh import TexturedMesh
+from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.geometry.normals import vertex_normals, vertex_tangents
 from viewmesh.render.light import Prefiltered, build_light, from_latlong, studio
+from viewmesh.render.mipmap import mip_chain
 from viewmesh.render.rasterizer import Rasterizer, Topology, get_rasterizer, topology
 from viewmesh.render.shading import perturb_normal, shade
 
-SAMPLES = 2**21  # pixels drawn at once
+SAMPLES = {"cpu": 2**19, "cuda": 2**21}  # pixels drawn at once; on a CPU more than its allocator keeps costs a third
 LIGHT_RESOLUTION = {"cpu": 16, "cuda": 64}
 
 
@@ -22,25 +25,43 @@ def draw(
     rasterizer: Rasterizer | None = None,
     *,
     supersample: int = 2,
-) -> tuple[Tensor, Tensor]:
-    """Images (N, H, W, 4) float32 linear RGB, premultiplied alpha, and z-depth (N, H, W), 0 = background.
+) -> Tensor:
+    """Images (N, H, W, 4) float32 linear RGB, premultiplied alpha.
 
     light: prefiltered, a base (6, R, R, 3) or a lat-long image (H, 2H, 3) of radiance, in the mesh's frame; None: the
     mesh's own environment, or a neutral studio where it has none. rasterizer: None is the best for the mesh's device.
-    supersample: samples per pixel and axis. Depth is that of the ray through the pixel's centre.
+    supersample: samples per pixel and axis.
     """
+    return torch.cat(list(drawn(mesh, cameras, light, rasterizer, supersample=supersample)))
+
+
+@torch.no_grad()
+def drawn(
+    mesh: TexturedMesh,
+    cameras: Cameras,
+    light: Prefiltered | Tensor | None = None,
+    rasterizer: Rasterizer | None = None,
+    *,
+    supersample: int = 2,
+) -> Iterator[Tensor]:
+    """The images of `draw` a few at a time, for those who need not have them all at once."""
     device = mesh.mesh.vertices.device
     rasterizer = rasterizer or get_rasterizer(device)
     scene = _Scene(mesh, prefiltered(light if light is not None else mesh.environment, device))
-    H, W = cameras.height, cameras.width
-    views = max(1, SAMPLES // (H * W * supersample**2))
-    images, depths = [], []
-    for some in torch.arange(len(cameras)).split(views):
-        chunk = cameras[some]
-        clip_from_world = _clip_from_world(chunk, mesh.mesh.vertices)
-        images.append(_image(scene, chunk, clip_from_world, rasterizer, supersample))
-        depths.append(_depth(scene, chunk, clip_from_world, rasterizer))
-    return torch.cat(images), torch.cat(depths)
+    for chunk in _chunks(cameras, device, supersample):
+        yield _image(scene, chunk, rasterizer, supersample)
+
+
+@torch.no_grad()
+def draw_depth(mesh: Mesh, cameras: Cameras, rasterizer: Rasterizer | None = None) -> Tensor:
+    """z-depth (N, H, W) float32 along the ray through each pixel's centre, 0 = background."""
+    rasterizer = rasterizer or get_rasterizer(mesh.vertices.device)
+    return torch.cat([_depth(mesh, chunk, rasterizer) for chunk in _chunks(cameras, mesh.vertices.device, 1)])
+
+
+def _chunks(cameras: Cameras, device: torch.device, supersample: int) -> list[Cameras]:
+    views = max(1, SAMPLES[device.type] // (cameras.height * cameras.width * supersample**2))
+    return [cameras[some] for some in torch.arange(len(cameras)).split(views)]
 
 
 def prefiltered(light: Prefiltered | Tensor | None, device: torch.device) -> Prefiltered:
@@ -66,6 +87,9 @@ class _Scene:
         self.tangents = vertex_tangents(self.vertices, self.faces, self.normals, self.uvs, self.uv_faces)
         self.topology: Topology = topology(self.faces)
         self.maps = _stack(material.base_color, material.orm, material.normal).to(mesh.vertices)
+        height, width = self.maps.shape[:2]
+        mipmapped = height & (height - 1) == 0 and width & (width - 1) == 0
+        self.mips = mip_chain(self.maps) if mipmapped else None
         self.light = light
 
 
@@ -80,25 +104,19 @@ def _stack(*maps: Tensor) -> Tensor:
     return torch.cat(resized, -1).contiguous()
 
 
-def _clip_from_world(cameras: Cameras, vertices: Tensor) -> Tensor:
-    """(N, 4, 4) float32 with near and far planes around the mesh."""
+def _clip(cameras: Cameras, vertices: Tensor) -> Tensor:
+    """(N, V, 4) float32 with near and far planes around the mesh."""
     _, depth = cameras.to("cpu").project(vertices.detach().cpu().double())
     far = max(float(depth.max()) * 1.01, 1e-6)
     near = max(float(depth.min()) * 0.99, far * 1e-3)
     camera_from_world = cameras.camera_from_world.cpu()
-    return (cameras.to("cpu").clip_from_camera(near, far) @ camera_from_world).to(vertices)
+    clip_from_world = (cameras.to("cpu").clip_from_camera(near, far) @ camera_from_world).to(vertices)
+    return torch.cat([vertices, torch.ones_like(vertices[:, :1])], -1) @ clip_from_world.mT
 
 
-def _clip(scene: _Scene, clip_from_world: Tensor) -> Tensor:
-    ones = torch.ones_like(scene.vertices[:, :1])
-    return torch.cat([scene.vertices, ones], -1) @ clip_from_world.mT  # (N, V, 4)
-
-
-def _image(
-    scene: _Scene, cameras: Cameras, clip_from_world: Tensor, rasterizer: Rasterizer, supersample: int
-) -> Tensor:  # fmt: skip
+def _image(scene: _Scene, cameras: Cameras, rasterizer: Rasterizer, supersample: int) -> Tensor:
     H, W, N = cameras.height * supersample, cameras.width * supersample, len(cameras)
-    clip = _clip(scene, clip_from_world)
+    clip = _clip(cameras, scene.vertices)
     raster = rasterizer.rasterize(clip, scene.faces, H, W, derivatives=True)
     flat = raster.rast.reshape(-1, 4)
     pixels = torch.nonzero(flat[:, 3] > 0).squeeze(1)  # (P,)
@@ -107,10 +125,8 @@ def _image(
     points, normals = at_vertices.split(3, -1)
     uv, uv_da = rasterizer.interpolate(scene.uvs, rast, scene.uv_faces, rast_db=rast_db)
     tangents, _ = rasterizer.interpolate(scene.tangents, rast, scene.uv_faces)
-    height, width = scene.maps.shape[:2]
-    mipmapped = height & (height - 1) == 0 and width & (width - 1) == 0
     maps = rasterizer.texture(
-        scene.maps, uv, uv_da=uv_da, boundary="clamp", filter="trilinear" if mipmapped else "linear"
+        scene.maps, uv, uv_da=uv_da, mips=scene.mips, boundary="clamp", filter="trilinear" if scene.mips else "linear"
     )
     base_color, orm, tangent_space = maps.split(3, -1)
     eyes = cameras.centers.to(points)[pixels // (H * W)]
@@ -120,13 +136,15 @@ def _image(
     rgba = torch.cat([rgb, torch.ones_like(rgb[:, :1])], -1)
     color = rgba.new_zeros(N * H * W, 4).index_copy(0, pixels, rgba).reshape(N, H, W, 4)
     color = rasterizer.antialias(color, raster.rast, clip, scene.faces, scene.topology)
-    color = color.reshape(N, cameras.height, supersample, cameras.width, supersample, 4).mean((2, 4))
+    if supersample > 1:
+        color = color.reshape(N, cameras.height, supersample, cameras.width, supersample, 4).mean((2, 4))
     return torch.cat([color[..., :3].clamp_min(0), color[..., 3:].clamp(0, 1)], -1)
 
 
-def _depth(scene: _Scene, cameras: Cameras, clip_from_world: Tensor, rasterizer: Rasterizer) -> Tensor:
-    rast = rasterizer.rasterize(_clip(scene, clip_from_world), scene.faces, cameras.height, cameras.width).rast
-    points, _ = rasterizer.interpolate(scene.vertices, rast, scene.faces)
+def _depth(mesh: Mesh, cameras: Cameras, rasterizer: Rasterizer) -> Tensor:
+    clip = _clip(cameras, mesh.vertices)
+    rast = rasterizer.rasterize(clip, mesh.faces, cameras.height, cameras.width).rast
+    points, _ = rasterizer.interpolate(mesh.vertices, rast, mesh.faces)
     toward = -cameras.camera_from_world[:, 2].to(points)  # (N, 4): z-depth of a homogeneous world point
     depth = torch.einsum("nhwi,ni->nhw", points, toward[:, :3]) + toward[:, 3, None, None]
     return torch.where(rast[..., 3] > 0, depth, 0.0)
