@@ -28,7 +28,6 @@ from viewmesh.views.viewset import ViewSet
 from viewmesh.weights.ready import DOWNLOADED, Places, place, readiness
 
 Model = Trellis | ReconViaGen
-MAX_VIEWS = {"trellis": 64, "reconviagen": 32}
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ def look(
     cancelled: Callable[[], bool] = never,
 ) -> Looked:
     """What may run beside another request's samplers: preparing the images and, for TRELLIS, encoding them."""
-    views, warnings = few_enough(views, "trellis" if isinstance(model, Trellis) else "reconviagen")
     chosen, total = sampler_options(model, options), total_steps(model, options)
+    views, warnings = few_enough(views, model, chosen)
     done = {"structure": 0, "latents": chosen.structure.steps, "mesh": chosen.structure.steps + chosen.latents.steps}
 
     def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
@@ -235,10 +234,15 @@ def total_steps(model: Model, options: Options) -> int:
     return chosen.structure.steps + chosen.latents.steps + 1 + TEXTURE_STEPS
 
 
-def few_enough(views: ViewSet, model: str) -> tuple[ViewSet, tuple[str, ...]]:
-    """At most as many views as the model takes, evenly picked."""
-    most = MAX_VIEWS[model]
+def few_enough(views: ViewSet, model: Model, options: GenerateOptions) -> tuple[ViewSet, tuple[str, ...]]:
+    """At most as many views as the model looks at, evenly picked: the samplers alone would see the first ones."""
+    most, why = 32, "reconviagen takes no more"
+    if isinstance(model, Trellis):
+        most, why = 64, "trellis takes no more"
+        steps = max(options.structure.steps, options.latents.steps)
+        if options.multiimage == "stochastic" and steps < most:
+            most, why = steps, "trellis looks at one view per step"
     if len(views) <= most:
         return views, ()
     index = torch.linspace(0, len(views) - 1, most).round().long().tolist()
-    return views.select(index), (f"{most} of the {len(views)} views are used, evenly spaced: {model} takes no more.",)
+    return views.select(index), (f"{most} of the {len(views)} views are used, evenly spaced: {why}.",)

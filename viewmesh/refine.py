@@ -83,7 +83,7 @@ def with_cameras(model: "Model", views: ViewSet) -> ViewSet:
     from viewmesh.generate import few_enough
     from viewmesh.trellis.view_cameras import in_views
 
-    seen, _ = few_enough(views, "reconviagen")
+    seen, _ = few_enough(views, model, model.defaults)
     try:
         cameras = in_views(model.cameras(seen.images), seen.images)
         return _posed(seen, cameras)

@@ -228,12 +228,26 @@ def test_from_photos_without_cameras_to_files(weights, photos, tmp_path):
     assert (report["model"], report["faces"], report["watertight"]) == ("trellis", 400, True)
     assert any("MIT" in note for note in report["licence_notes"])
     assert report["quality"] is None  # there are no cameras to compare with
-    assert any("only the first 2 are seen" in warning for warning in report["warnings"])
+    assert any("2 of the 3 views are used, evenly spaced" in warning for warning in report["warnings"])
     generated = [(step, steps) for stage, step, steps in told if stage == "generate"]
     assert generated == [(i, 9) for i in range(1, 10)]  # two samplers of two steps, the mesh, four of the texture
     stored = load_reconstruction(files["reconstruction.safetensors"])
     assert stored.gaussians is not None
     assert files["gaussians.ply"].read_bytes().startswith(b"ply")
+
+
+def test_more_views_than_steps_are_thinned_evenly(weights, photos):
+    """The sampler alone would look at the first ones: on a turntable, at one side of the object."""
+    from viewmesh.generate import draft, load_model
+    from viewmesh.views.load import load_views
+
+    model = load_model("trellis", "cpu", {"trellis": weights})
+    options = Options(model="trellis", steps=2)
+    views = load_views(photos, options.view_rules)
+    made, ends = draft(model, views, options), draft(model, views.select([0, 2]), options)
+    assert torch.equal(made.mesh.vertices, ends.mesh.vertices)
+    assert not torch.equal(made.mesh.vertices, draft(model, views.select([0, 1]), options).mesh.vertices)
+    assert len(made.warnings) == len(ends.warnings) + 1
 
 
 def test_missing_weights_are_a_sentence_with_the_command(photos, tmp_path):
