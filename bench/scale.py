@@ -2,12 +2,13 @@
 
 python bench/scale.py data/spot --replicas 4 2 1                         Nvdiffrec, preset standard
 python bench/scale.py data/spot --model trellis --weights DIR --jobs 3   TRELLIS with the weights in DIR
+python bench/scale.py data/spot --replicas 8 2 --per-gpu 2               two replicas on each GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
 
 A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (first submitted → last one succeeded),
 so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Efficiency is the rate per
-replica over that of one replica. All waves go through one service whose number of replicas is edited between them
-(`serve deploy`), the largest first. GPU use is nvidia-smi's, over the time in which the models ran. Before the first
+replica over that of the smallest wave. All waves go through one service whose number of replicas is edited between
+them (`serve deploy`), the largest first. GPU use is what nvidia-smi says while the models run. Before the first
 wave each replica has done a job of the preset preview. Last, with replicas following the queue from one to all: the
 time from the first queued job to each new replica.
 """
@@ -204,11 +205,9 @@ def adapt(given: argparse.Namespace, most: int):
         if given.model == "trellis":
             listed[:] = [entry for entry in listed if entry["name"] != "Nvdiffrec"]
             args.update(models=["trellis"], weights={"trellis": str(given.weights.absolute())})
-            actor = {"num_gpus": 1} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
-            user = {"compile": given.compile}
-            listed.append({"name": "Trellis", "ray_actor_options": actor, "user_config": user})
-        elif not given.gpus:
-            deployment(config, "Nvdiffrec")["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 0.2}
+            listed.append({"name": "Trellis", "user_config": {"compile": given.compile}})
+        actor = {"num_gpus": 1 / given.per_gpu} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
+        deployment(config, WORKER[given.model])["ray_actor_options"] = actor
         for name in ("Preprocessor", "Exporter"):
             scaled(config, name, most, most)
             deployment(config, name)["max_ongoing_requests"] = 1  # one job each: all of them are warm after the first
@@ -225,7 +224,7 @@ def told(wave: Wave, alone: Wave | None) -> None:
         for stage, value in seconds(job).items():
             stages[stage].append(value)
     parts = "  ".join(f"{stage} {statistics.median(v):.1f} (≤ {max(v):.1f})" for stage, v in stages.items())
-    efficiency = f"{wave.per_hour / wave.replicas / alone.per_hour:.3f}" if alone else "–"
+    efficiency = f"{wave.per_hour / wave.replicas / alone.per_hour * alone.replicas:.3f}" if alone else "–"
     gpu = " ".join(f"{percent:.0f}" for percent in wave.gpu.values()) or "–"
     print(
         f"{wave.replicas} replicas, {len(wave.jobs)} jobs: {wave.wall_s:7.1f} s  {wave.per_hour:7.1f} jobs/h"
@@ -239,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", type=Path, nargs="?", help="a view set; none with --fake")
     parser.add_argument("--replicas", type=int, nargs="+", default=[4, 2, 1])
+    parser.add_argument("--per-gpu", type=int, default=1, help="replicas that share a GPU")
     parser.add_argument("--jobs", type=int, default=1, help="jobs per replica in a wave")
     parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
     parser.add_argument("--preset", default="standard")
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
-    parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves waves between the largest and 1 out")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves out waves between")
     parser.add_argument("--no-queue", dest="queue", action="store_false", help="no replicas following the queue")
     given = parser.parse_args()
     given.gpus = given.gpus and not given.fake
@@ -260,7 +260,7 @@ def main() -> None:
         waves: dict[int, Wave] = {}
         for count in sorted(given.replicas, reverse=True):
             spent, last = time.monotonic() - began, max((w.wall_s for w in waves.values()), default=0.0)
-            if 1 < count < most and spent + 2 * last > given.budget:
+            if min(given.replicas) < count < most and spent + 2 * last > given.budget:
                 print(f"{count} replicas left out: no time")
                 continue
             bench.fix(count, count)
@@ -271,7 +271,7 @@ def main() -> None:
             print("replicas following the queue, from 1: " + ", ".join(f"{s:.1f} s" for s in found))
         print()
         for wave in waves.values():
-            told(wave, waves.get(1))
+            told(wave, waves[min(waves)])
         bench.gpus.stop()
 
 
