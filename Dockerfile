@@ -91,6 +91,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     TRITON_CACHE_DIR=/cache/triton \
     NUMBA_CACHE_DIR=/cache/numba \
+    THP_MEM_ALLOC_ENABLE=1 \
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \

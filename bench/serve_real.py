@@ -150,6 +150,9 @@ def over_the_command(views: Path, out: Path) -> dict[str, Any]:
 
 
 def library(views: Path, out: Path) -> None:
+    from viewmesh import hugepages
+
+    hugepages.enable()
     shorten(float(os.environ[SHARE]))
     from deployments.adapters.nvdiffrec import warm_up
     from viewmesh import reconstruct

@@ -15,6 +15,7 @@ import typer
 
 from serve_app import ingress
 from viewmesh import cli as library
+from viewmesh import hugepages
 from viewmesh.cli import Bar, errors_as_sentences, options_of
 from viewmesh.errors import OptionError, ViewmeshError
 
@@ -241,6 +242,7 @@ def start(
         **{name: str(_threads()) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 3 s of 25 on two cores
+        **hugepages.ENVIRONMENT,
         **ingress.environment(),
         **ingress.own_ports(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),

@@ -2,6 +2,7 @@
 
 from serve_app import cli as service
 from viewmesh import cli as library
+from viewmesh import hugepages
 from viewmesh.cli import app
 from viewmesh.weights.cli import app as weights
 
@@ -14,4 +15,5 @@ app.add_typer(weights, name="weights")
 
 
 def main() -> None:
+    hugepages.enable()
     app()

@@ -157,6 +157,28 @@ assert not heavy, heavy
     assert "viewmesh" in done.stdout
 
 
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="the kernel has no huge pages to give")
+def test_large_tensors_come_in_few_page_faults():
+    script = """
+import resource, sys
+from serve_app.command import main
+sys.argv = ["viewmesh", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)  # 16,384 pages of 4 KiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout.split()[-1]) < 4096
+
+
 # what it refuses
 
 
