@@ -110,8 +110,7 @@ class Bench:
         def change(config: dict) -> None:
             scaled(config, self.worker, low, high)
             seats(config, self.given.model, high)
-            for name in ("Preprocessor", "Exporter"):  # they must not be what waves wait for
-                scaled(config, name, high, high)
+            others(config, self.given.model, high)
 
         self.service.deploy(change)
         until = time.monotonic() + 240
@@ -173,6 +172,13 @@ def scaled(config: dict, name: str, low: int, high: int) -> None:
     scaling.update(min_replicas=low, max_replicas=high)
 
 
+def others(config: dict, model: str, replicas: int) -> None:
+    """The deployments on the CPU must not be what waves wait for: TRELLIS makes a mesh while one is written."""
+    count = replicas if model == "nvdiffrec" else 2 * replicas
+    for name in ("Preprocessor", "Exporter"):
+        scaled(config, name, count, count)
+
+
 def seats(config: dict, model: str, replicas: int) -> None:
     """One for each optimiser; generators work on a few jobs at once."""
     count = replicas if model == "nvdiffrec" else 4 * replicas
@@ -208,8 +214,8 @@ def adapt(given: argparse.Namespace, most: int):
             listed.append({"name": "Trellis", "user_config": {"compile": given.compile}})
         actor = {"num_gpus": 1 / given.per_gpu} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
         deployment(config, WORKER[given.model])["ray_actor_options"] = actor
+        others(config, given.model, most)
         for name in ("Preprocessor", "Exporter"):
-            scaled(config, name, most, most)
             deployment(config, name)["max_ongoing_requests"] = 1  # one job each: all of them are warm after the first
             if not given.gpus:
                 deployment(config, name)["ray_actor_options"] = {"num_cpus": 0.1}

@@ -30,18 +30,22 @@ def real(capture: Path | None = None, share: float = 0.1, runs: int = 1) -> None
     os.environ[SHARE] = str(share)
     with tempfile.TemporaryDirectory() as folder:
         views = capture or sample(Path(folder) / "sample")
-        library = [over_the_command(views, Path(folder) / f"library-{i}") for i in range(runs)]
-        call = statistics.median(found["call"] for found in library)
-        whole = statistics.median(found["whole"] for found in library)
-        row("viewmesh reconstruct, imports done", f"{call:.2f} s", stages(library[0]["stages"]))
-        row("viewmesh reconstruct, the whole command", f"{whole:.2f} s")
-        service = over_http(views, Path(folder), runs)
+        library, service = [], []
+        for i in range(runs):  # in turn, because the speed of a machine drifts
+            library.append(over_the_command(views, Path(folder) / f"library-{i}"))
+            service.append(over_http(views, Path(folder) / f"service-{i}"))
+    call = statistics.median(found["call"] for found in library)
+    whole = statistics.median(found["whole"] for found in library)
     wall = statistics.median(found["wall"] for found in service)
+    row("viewmesh reconstruct, imports done", f"{call:.2f} s", stages(library[0]["stages"]))
+    row("viewmesh reconstruct, the whole command", f"{whole:.2f} s")
     work = statistics.median(sum(found["stages"].values()) for found in service)
     row("the service, submit to files", f"{wall:.2f} s", stages(service[0]["stages"]))
     row("the service beside its stages' own seconds", f"{wall - work:+.2f} s")
-    row("added by the service to the call", f"{wall - call:+.2f} s", "≤ 1 s")
-    row("added by the service to the whole command", f"{wall - whole:+.2f} s")
+    row("added by the service to the call", f"{wall - call:+.2f} s")
+    row("added by the service to the whole command", f"{wall - whole:+.2f} s", "≤ 1 s")
+    row("calls", "", "  ".join(f"{found['call']:.1f}" for found in library))
+    row("jobs", "", "  ".join(f"{found['wall']:.1f}" for found in service))
 
 
 def row(what: str, value: str, more: str = "") -> None:
@@ -68,7 +72,7 @@ def options() -> Any:
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-def over_http(views: Path, folder: Path, runs: int) -> list[dict[str, Any]]:
+def over_http(views: Path, folder: Path) -> dict[str, Any]:
     from serve_app.testing import RayService, deployment
 
     def change(config: dict) -> None:
@@ -77,21 +81,20 @@ def over_http(views: Path, folder: Path, runs: int) -> list[dict[str, Any]]:
         application["args"]["fake"] = None
         deployment(config, "Nvdiffrec")["user_config"]["slice_s"] = 8
 
-    found = []
+    found = {}
     with RayService(folder / "data", change) as service, service.client() as client:
-        for i in range(runs + 1):
+        for i in range(2):  # the first one warms
             began = time.monotonic()
             job = client.submit(views, options())
             done = client.wait(job.id)
-            client.download(job.id, folder / f"service-{i}")
-            wall = time.monotonic() - began
+            client.download(job.id, folder / f"result-{i}")
+            found["wall"] = time.monotonic() - began
             assert done.state == "succeeded", done.error
             assert done.report is not None
-            timings = {name: done.report["seconds"][name] for name in STAGES if name in done.report["seconds"]}
+            found["stages"] = {name: done.report["seconds"][name] for name in STAGES if name in done.report["seconds"]}
             # report.json is written before the export is over
-            timings["export"] = service_seconds(service.data, job.id).get("export", timings.get("export", 0.0))
-            found.append({"wall": wall, "stages": timings})
-    return found[1:]
+            found["stages"]["export"] = service_seconds(service.data, job.id)["export"]
+    return found
 
 
 def service_seconds(data: Path, job_id: str) -> dict[str, float]:
