@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from deployments.running import Worker
 class Exporter:
     def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
         self.store = ArtifactStore(store_url)
-        self.engine: ResultWriter = make(engine, **engine_args)
-        self.metrics = StageMetrics("export")
         self.worker = Worker(stall_s=600.0)  # one at a time: two share the same cores, and take longer together
+        self.engine: ResultWriter = self.worker.made(partial(make, engine, **engine_args))
+        self.metrics = StageMetrics("export")
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ AFFINITY = {"request_router_class": "deployments.affinity.WarmFirst"}
 class Nvdiffrec:
     def __init__(self, store_url: str, engine: str, engine_args: dict[str, Any]) -> None:
         self.store = ArtifactStore(store_url)
-        self.engine: Optimiser = make(engine, **engine_args)
         self.worker = Worker()
+        self.engine: Optimiser = self.worker.made(partial(make, engine, **engine_args))
         self.metrics = StageMetrics("optimise")
         self.device = DeviceMetrics()
         self.slice_s = 8.0

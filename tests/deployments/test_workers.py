@@ -64,6 +64,15 @@ async def test_calls_of_one_worker_never_overlap():
     assert most == 1
 
 
+async def test_the_engine_is_made_in_the_thread_that_its_calls_run_in():
+    """A second thread that computes would put OpenMP's to sleep between the parallel parts of each step."""
+    worker = Worker()
+    made_in = worker.made(threading.get_ident)
+    found = [(await all_of(worker.run(lambda p, c: {"thread": threading.get_ident()})))[-1] for _ in range(3)]
+    assert found == [Done({"thread": made_in})] * 3
+    assert made_in != threading.get_ident()
+
+
 async def test_a_call_that_does_not_listen_keeps_the_device_until_it_has_ended():
     """However often its caller goes away, and however long its thread goes on."""
     free, order = threading.Event(), []
