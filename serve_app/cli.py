@@ -239,7 +239,7 @@ def start(
     environment = {
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
         "RAY_USAGE_STATS_ENABLED": "0",
-        **{name: str(_threads()) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")},
+        **threads(os.cpu_count() or 1, _gpus()),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 3 s of 25 on two cores
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 costs an idle laptop twice as much as all our replicas
@@ -289,11 +289,15 @@ def _tail(data: Path) -> str:
     return f"{log}: {log.read_text(errors='replace')[-600:]}" if log.exists() else ""
 
 
-def _threads() -> int:
-    """Of each worker. Without a GPU one worker at a time computes; else one per GPU, and exporters. Ray's default is
-    a worker's num_cpus, one: texturing and previews then take twice as long."""
-    cpus, gpus = os.cpu_count() or 1, _gpus()
-    return cpus if gpus == 0 else max(1, cpus // (gpus + 1))
+def threads(cpus: int, gpus: int) -> dict[str, str]:
+    """How many threads each worker computes with; Ray's default is its num_cpus, one, which takes twice as long.
+
+    Without a GPU one worker at a time computes, with all CPUs. Beside a GPU four generated meshes are textured at once,
+    and others are written: with more threads than this, which wait for each other awake, they stand in each other's way.
+    """
+    count = cpus if gpus == 0 else max(1, cpus // (4 * gpus))
+    waiting = {} if gpus == 0 else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {"OMP_NUM_THREADS": str(count), "NUMBA_NUM_THREADS": str(count), **waiting}
 
 
 def _gpus() -> int:
