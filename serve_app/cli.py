@@ -293,7 +293,7 @@ def threads(cpus: int, gpus: int) -> dict[str, str]:
     """How many threads each worker computes with; Ray's default is its num_cpus, one, which takes twice as long.
 
     Without a GPU one worker at a time computes, with all CPUs. Beside a GPU four generated meshes are textured at once,
-    and others are written: with more threads than this, which wait for each other awake, they stand in each other's way.
+    and others are written: more threads than this, awake while they wait, stand in each other's way.
     """
     count = cpus if gpus == 0 else max(1, cpus // (4 * gpus))
     waiting = {} if gpus == 0 else {"OMP_WAIT_POLICY": "PASSIVE"}
