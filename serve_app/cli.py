@@ -296,8 +296,7 @@ def threads(cpus: int, gpus: int) -> dict[str, str]:
     and others are written: more threads than this, awake while they wait, stand in each other's way.
     """
     count = cpus if gpus == 0 else max(1, cpus // (4 * gpus))
-    waiting = {} if gpus == 0 else {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {"OMP_NUM_THREADS": str(count), "NUMBA_NUM_THREADS": str(count), **waiting}
+    return {"OMP_NUM_THREADS": str(count), "NUMBA_NUM_THREADS": str(count)}
 
 
 def _gpus() -> int:
