@@ -18,17 +18,18 @@ from pathlib import Path
 from viewmesh import hugepages
 
 hugepages.enable()  # before the first tensor, which the imports below make
+# ruff: noqa: E402
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import trimesh  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import torch
+import trimesh
+from PIL import Image
 
-from viewmesh.export.metrics import chamfer, mask_iou, psnr, view_on_white  # noqa: E402
-from viewmesh.export.rerender import rerender  # noqa: E402
-from viewmesh.geometry.mesh import Mesh  # noqa: E402
-from viewmesh.options import Options  # noqa: E402
-from viewmesh.reconstruct import best_device, reconstruct  # noqa: E402
+from viewmesh.export.metrics import chamfer, mask_iou, psnr, view_on_white
+from viewmesh.export.rerender import rerender
+from viewmesh.geometry.mesh import Mesh
+from viewmesh.options import Options
+from viewmesh.reconstruct import best_device, reconstruct
 
 
 def main() -> None:

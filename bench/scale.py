@@ -1,8 +1,8 @@
-"""Jobs per hour for 1, 2, 4 … replicas on one host: the real service, its queue and HTTP, one GPU per replica.
+"""Jobs per hour for 1, 2, 4 … replicas on one host: the real service, its queue and HTTP, a GPU each if not told else.
 
 python bench/scale.py data/spot --replicas 4 2 1                         Nvdiffrec, preset standard
 python bench/scale.py data/spot --model trellis --weights DIR --jobs 3   TRELLIS with the weights in DIR
-python bench/scale.py data/spot --replicas 8 2 --per-gpu 2               two replicas on each GPU
+python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two replicas on one GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
 
 A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (first submitted → last one succeeded),
@@ -224,13 +224,13 @@ def adapt(given: argparse.Namespace, most: int):
     return change
 
 
-def told(wave: Wave, alone: Wave | None) -> None:
+def told(wave: Wave, smallest: Wave | None) -> None:
     stages: dict[str, list[float]] = defaultdict(list)
     for job in wave.jobs:
         for stage, value in seconds(job).items():
             stages[stage].append(value)
     parts = "  ".join(f"{stage} {statistics.median(v):.1f} (≤ {max(v):.1f})" for stage, v in stages.items())
-    efficiency = f"{wave.per_hour / wave.replicas / alone.per_hour * alone.replicas:.3f}" if alone else "–"
+    efficiency = f"{wave.per_hour / wave.replicas / smallest.per_hour * smallest.replicas:.3f}" if smallest else "–"
     gpu = " ".join(f"{percent:.0f}" for percent in wave.gpu.values()) or "–"
     print(
         f"{wave.replicas} replicas, {len(wave.jobs)} jobs: {wave.wall_s:7.1f} s  {wave.per_hour:7.1f} jobs/h"
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
-    parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves out waves between")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds; leaves out waves between most and fewest")
     parser.add_argument("--no-queue", dest="queue", action="store_false", help="no replicas following the queue")
     given = parser.parse_args()
     given.gpus = given.gpus and not given.fake

@@ -72,6 +72,11 @@ def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
     assert asked <= 2
 
 
+@pytest.mark.parametrize(("cpus", "gpus", "count"), [(2, 0, 2), (16, 1, 4), (64, 4, 4), (2, 4, 1)])
+def test_workers_beside_gpus_compute_with_a_quarter_of_their_share(cpus, gpus, count):
+    assert set(cli.threads(cpus, gpus).values()) == {str(count)}
+
+
 @pytest.mark.parametrize(("gpus", "slots"), [(8, 8), (1, 1), (0, 1)])
 def test_no_jobs_take_turns_on_the_replicas_that_there_are(shipped, gpus, slots):
     fitted = config.adapted(shipped, cpus=16, gpus=gpus)
