@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from viewmesh.export import write
+from viewmesh.export import preview
 from viewmesh.nvdiffrec import presets, problem
 from viewmesh.nvdiffrec.initial import initial_field
 from viewmesh.nvdiffrec.presets import Preset, preset
@@ -30,5 +30,5 @@ def shrink(setattr: Callable[[object, str, Any], None]) -> None:
     """setattr: the builtin, or a MonkeyPatch's that puts everything back."""
     setattr(presets, "preset", tiny_preset)
     setattr(problem, "initial_field", partial(initial_field, resolution=40))
-    setattr(write, "turntable_bytes", partial(write.turntable_bytes, frames=2, side=64))
-    setattr(write, "thumbnail_bytes", partial(write.thumbnail_bytes, side=64))
+    setattr(preview, "turntable_bytes", partial(preview.turntable_bytes, frames=2, side=64))
+    setattr(preview, "thumbnail_bytes", partial(preview.thumbnail_bytes, side=64))

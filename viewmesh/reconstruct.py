@@ -16,6 +16,7 @@ import torch
 
 from viewmesh.choose import Choice, after_no_poses, choose
 from viewmesh.errors import Cancelled, InputError, MissingModel, OptionError, PoseError
+from viewmesh.export.preview import early_previews
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.write import export
 from viewmesh.generate import Made, generate, load_made, load_model, save_made
@@ -158,6 +159,7 @@ def reconstruct(
         gaussians=made.gaussians,
         chosen_because=choice.because,
         refinement=refined.facts if refined else None,
+        previews=early_previews(made.mesh, device),
     )
     files = export(result, folder, options.formats, progress=progress)
     checkpoint.clear()

@@ -8,7 +8,7 @@ from viewmesh.errors import InvalidMesh
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.store import reexport
 from viewmesh.export.write import export
-from viewmesh.geometry.meshfile import load_gaussians, load_mesh
+from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_previews
 from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.refine import unposed
@@ -50,6 +50,7 @@ class LibraryWriter:
             chosen_because=facts.get("chosen_because", ""),
             refinement=refinement,
             generated_together=facts.get("generated_together", 1),
+            previews=load_previews(result),
         )
         if facts.get("reexport"):
             value = reexport(value, **facts["reexport"], cancelled=cancelled)

@@ -13,6 +13,7 @@ from deployments.adapters.device import OnDevice
 from viewmesh import refine
 from viewmesh.errors import OutOfMemory
 from viewmesh.export.images import png
+from viewmesh.export.preview import early_previews
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.meshfile import load_gaussians, load_mesh, save_mesh
 from viewmesh.geometry.unwrap import build_loops
@@ -86,10 +87,11 @@ class NvdiffrecSession:
         progress("finish", 1, 2)
         facts: dict[str, Any] = {"device": str(self.device)}
         if initial is None:
-            save_mesh(fit.finish(self.state), out)
+            mesh = fit.finish(self.state)
+            save_mesh(mesh, out, previews=early_previews(mesh, self.device))
         else:
             refined = refine.finish(self.state, self.state.problem.views, load_gaussians(initial))
-            save_mesh(refined.mesh, out, refined.gaussians)
+            save_mesh(refined.mesh, out, refined.gaussians, previews=early_previews(refined.mesh, self.device))
             facts |= {"refinement": refined.facts, "refine_warnings": list(refined.warnings)}
         progress("finish", 2, 2)
         return facts

@@ -13,6 +13,7 @@ from deployments.engines import POSED
 from deployments.running import out_of_device_memory
 from deployments.turns import Turns
 from viewmesh.errors import MissingModel, OutOfMemory, ViewmeshError
+from viewmesh.export.preview import early_previews
 from viewmesh.generate import (
     Draft,
     Looked,
@@ -94,7 +95,8 @@ class LibraryGenerator(OnDevice):
         joins = None if looked.company is None else (chosen.model, looked.company)
         drafted, together = self.turns.take((model, looked), joins, while_waiting)
         made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
-        save_mesh(made.mesh, out, made.gaussians)
+        drawn = {} if chosen.refine else early_previews(made.mesh, self.device)  # refined, it will look otherwise
+        save_mesh(made.mesh, out, made.gaussians, previews=drawn)
         if chosen.refine and viewset.cameras is None:
             save_viewset(with_cameras(model, viewset), out.with_name(POSED))
         return {

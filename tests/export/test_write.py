@@ -1,6 +1,7 @@
 import errno
 import json
 from dataclasses import replace
+from functools import partial
 
 import av
 import cv2
@@ -23,6 +24,8 @@ from viewmesh.export.store import load_reconstruction, reexport, save_reconstruc
 from viewmesh.export.write import STORED, export
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.clean import is_watertight
+from viewmesh.geometry.mesh import TexturedMesh
+from viewmesh.geometry.meshfile import load_previews, save_mesh
 from viewmesh.render.draw import draw, draw_depth
 from viewmesh.views.viewset import ViewSet
 
@@ -37,8 +40,8 @@ def views_of(mesh, size: int = 64) -> ViewSet:
 def test_a_whole_export(tmp_path, monkeypatch):
     mesh = textured_ball()
     steps = []
-    monkeypatch.setattr("viewmesh.export.write.turntable_bytes", lambda m: preview.turntable_bytes(m, 3, 64))
-    monkeypatch.setattr("viewmesh.export.write.thumbnail_bytes", lambda m: preview.thumbnail_bytes(m, 64))
+    monkeypatch.setattr(preview, "turntable_bytes", partial(preview.turntable_bytes, frames=3, side=64))
+    monkeypatch.setattr(preview, "thumbnail_bytes", partial(preview.thumbnail_bytes, side=64))
     written = export(
         result_of(mesh, views=views_of(mesh), generated_together=3), tmp_path, ("glb", "obj", "ply", "stl", "usdz"),
         progress=lambda stage, step, of, **_: steps.append((stage, step, of)),
@@ -66,6 +69,37 @@ def test_a_whole_export(tmp_path, monkeypatch):
     with av.open(str(tmp_path / "turntable.mp4")) as video:
         assert len(list(video.decode(video=0))) == 3
         assert video.streams.video[0].codec_context.pix_fmt == "yuv420p"
+
+
+def test_previews_that_were_drawn_where_the_mesh_was_made_are_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(preview, "turntable_bytes", partial(preview.turntable_bytes, frames=2, side=64))
+    monkeypatch.setattr(preview, "thumbnail_bytes", partial(preview.thumbnail_bytes, side=64))
+    result = result_of(textured_ball())
+    drawn = preview.previews(result.mesh)
+    save_mesh(result.mesh, tmp_path / "made", previews=drawn)
+    assert load_previews(tmp_path / "made") == drawn
+    save_mesh(result.mesh, tmp_path / "without")
+    assert load_previews(tmp_path / "without") == {}
+    early = export(replace(result, previews=drawn), tmp_path / "early", ("ply",))
+    assert {name: early[name].read_bytes() for name in drawn} == drawn
+    late = export(result, tmp_path / "late", ("ply",))  # in the files' frame: the same picture
+    pictures = [np.asarray(Image.open(paths["thumbnail.png"])).astype(int) for paths in (early, late)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.5
+
+
+def test_previews_are_drawn_early_on_a_gpu_that_has_memory_for_them(monkeypatch):
+    mesh, moved = textured_ball(), []
+    monkeypatch.setattr(preview, "previews", lambda m: {"thumbnail.png": b"png"})
+    monkeypatch.setattr(TexturedMesh, "to", lambda self, device: moved.append(str(device)))
+    assert preview.early_previews(mesh, torch.device("cpu")) == {}
+    assert preview.early_previews(mesh, torch.device("cuda")) == {"thumbnail.png": b"png"}
+    assert moved == ["cuda"]
+
+    def full(m):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(preview, "previews", full)
+    assert preview.early_previews(mesh, torch.device("cuda")) == {}
 
 
 def test_files_are_y_up_in_the_inputs_scale_and_world_from_mesh_leads_back():
@@ -155,7 +189,7 @@ def test_reexport_keeps_shape_and_looks():
 def test_a_result_is_drawn_again_from_the_inputs_cameras(tmp_path):
     mesh = textured_ball()
     result = result_of(mesh)
-    export(result, tmp_path / "out", ("glb",), previews=False)
+    export(result, tmp_path / "out", ("glb",), pictures=False)
     cameras = canonical6(48, 48)
     world = cameras.moved(similarity())
     frames = [

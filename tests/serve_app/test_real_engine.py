@@ -19,7 +19,7 @@ from conftest import Running, running_service
 from PIL import Image
 
 from deployments.adapters import nvdiffrec as adapter
-from viewmesh.export import write
+from viewmesh.export import preview
 from viewmesh.nvdiffrec import presets, problem
 from viewmesh.nvdiffrec.initial import initial_field
 
@@ -48,7 +48,7 @@ async def finished(tmp_path_factory) -> AsyncIterator[Finished]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(problem, "initial_field", partial(initial_field, resolution=40))
         patch.setattr(presets, "preset", lambda name, device, **_: SMALL)
-        patch.setattr(write, "turntable_bytes", partial(write.turntable_bytes, frames=4, side=64))
+        patch.setattr(preview, "turntable_bytes", partial(preview.turntable_bytes, frames=4, side=64))
         async with running_service(folder / "data", fake=None, device="cpu", models=["nvdiffrec"]) as running:
             wishes = {"formats": ["glb"], "seed": 3}
             answer = await running.http.post(

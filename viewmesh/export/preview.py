@@ -1,4 +1,7 @@
-"""thumbnail.png and turntable.mp4: the mesh under a neutral studio light, whatever light it was captured in."""
+"""thumbnail.png and turntable.mp4: the mesh under a neutral studio light, whatever light it was captured in.
+
+A GPU draws them in a fraction of the seconds that a CPU takes: who made the mesh on one draws them there, at once.
+"""
 
 import math
 import tempfile
@@ -17,11 +20,28 @@ from viewmesh.render.light import studio
 
 FRAMES, FRAMES_PER_SECOND, SIDE = 36, 18, 512
 FOV_Y_RAD = math.radians(35)
+ENCODER_THREADS = 4  # its own choice is one and a half per core, each with frames of its own
+
+
+def previews(mesh: TexturedMesh) -> dict[str, bytes]:
+    """Both, by file name, drawn where the mesh lies. A shift or a uniform scale of the mesh changes nothing."""
+    return {"thumbnail.png": thumbnail_bytes(mesh), "turntable.mp4": turntable_bytes(mesh)}
+
+
+def early_previews(mesh: TexturedMesh, device: torch.device) -> dict[str, bytes]:
+    """The previews of a mesh that was made on a GPU, before it leaves it. Nothing on a CPU, or where the GPU has no
+    memory left for them: they are the exporter's then."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return previews(mesh.to(device))
+    except torch.OutOfMemoryError:
+        return {}
 
 
 def orbit(mesh: TexturedMesh, turns_rad: torch.Tensor, elevation_rad: float, side: int) -> Cameras:
     """Cameras on a circle around the mesh's bounding sphere, the whole of it in view; 0 looks from +z."""
-    v = mesh.mesh.vertices.double()
+    v = mesh.mesh.vertices.double().cpu()
     centre = (v.amin(0) + v.amax(0)) / 2
     radius = float((v - centre).norm(dim=-1).max())
     distance = 1.06 * radius / math.sin(FOV_Y_RAD / 2)
@@ -41,7 +61,7 @@ def turntable_bytes(mesh: TexturedMesh, frames: int = FRAMES, side: int = SIDE) 
     """MP4 (H.264, yuv420p, plays in browsers) of one turn, on white."""
     turns = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
     parts = drawn(mesh, orbit(mesh, turns, math.radians(15), side), studio(), supersample=1)
-    return mp4_bytes((image for part in parts for image in to_uint8(on_white(part.cpu()))), side, side)
+    return mp4_bytes((image for part in parts for image in to_uint8(on_white(part))), side, side)
 
 
 def mp4_bytes(images: Iterable[np.ndarray], height: int, width: int, rate: int = FRAMES_PER_SECOND) -> bytes:
@@ -53,6 +73,7 @@ def mp4_bytes(images: Iterable[np.ndarray], height: int, width: int, rate: int =
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.codec_context.thread_count = ENCODER_THREADS
             for image in images:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())

@@ -21,6 +21,7 @@ class Reconstruction:
     world_from_scene: (4, 4) float64 similarity; the world is the frame of the input's cameras.
     gaussians: in the frame "scene", of a model that makes them and was asked to.
     chosen_because: why this model ran, if nobody named it. refinement: what came of `refine`, None if not asked for.
+    previews: thumbnail.png and turntable.mp4 where they are drawn already, see `preview.early_previews`.
     generated_together: how many jobs shared its passes of a generative model, so that its seconds are theirs, too.
     seconds: per stage, in the order they ran. weights_revision: of a pretrained model, "" if there is none.
     """
@@ -39,6 +40,7 @@ class Reconstruction:
     gaussians: Gaussians | None = None
     chosen_because: str = ""
     refinement: dict[str, Any] | None = None
+    previews: dict[str, bytes] = field(default_factory=dict)
     generated_together: int = 1
 
     @property

@@ -130,7 +130,7 @@ def reexport(
     normal = torch.nn.functional.normalize(image(local), dim=-1)
     material = Material(image(base_color).clamp(0, 1), image(orm).clamp(0, 1), normal)
     mesh = TexturedMesh(new, atlas.uvs, atlas.uv_faces, material, old.environment).validate()
-    return replace(result, mesh=mesh)
+    return replace(result, mesh=mesh, previews={})
 
 
 def _lookup(image: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from viewmesh.export.glb import glb_bytes
 from viewmesh.export.hdr import hdr_bytes
 from viewmesh.export.obj import obj_files
 from viewmesh.export.plain import ply_bytes, stl_bytes
-from viewmesh.export.preview import thumbnail_bytes, turntable_bytes
+from viewmesh.export.preview import previews
 from viewmesh.export.report import report_of
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.splats import gaussian_ply_bytes
@@ -35,15 +35,14 @@ def export(
     folder: Path,
     formats: Sequence[str] = ("glb", "obj", "ply"),
     *,
-    previews: bool = True,
-    turntable: bool = True,
+    pictures: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Path]:
     """Writes the formats, environment.hdr where a light was estimated, thumbnail.png, turntable.mp4, report.json and
     reconstruction.safetensors (for `reexport`) into folder; returns their paths by name.
 
     Raises InvalidMesh for a mesh or a written file that is not sound, OptionError for an unknown format, WriteError
-    when the disk is full. previews=False leaves out thumbnail and turntable, turntable=False the latter.
+    when the disk is full. pictures=False leaves out thumbnail and turntable.
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
@@ -74,10 +73,8 @@ def export(
         put({"environment.hdr": hdr_bytes(output.environment)})
     written[STORED] = save_reconstruction(result, folder / STORED)
     progress("export", steps - 1, steps)
-    if previews:
-        put({"thumbnail.png": thumbnail_bytes(output)})
-    if previews and turntable:
-        put({"turntable.mp4": turntable_bytes(output)})
+    if pictures:
+        put(result.previews or previews(output))
     report = report_of(result, output, [*written, "report.json"])
     seconds = {**report.seconds, "export": round(time.monotonic() - began, 3)}
     put({"report.json": report.model_copy(update={"seconds": seconds}).model_dump_json(indent=2).encode()})

@@ -78,6 +78,16 @@ class TexturedMesh:
     material: Material
     environment: Tensor | None = None  # (H, W, 3)
 
+    def to(self, device: torch.device | str) -> "TexturedMesh":
+        m = self.material
+        return TexturedMesh(
+            self.mesh.to(device),
+            self.uvs.to(device),
+            self.uv_faces.to(device),
+            Material(m.base_color.to(device), m.orm.to(device), m.normal.to(device)),
+            None if self.environment is None else self.environment.to(device),
+        )
+
     def transformed(self, target_from_mesh: Tensor) -> "TexturedMesh":
         """The same textured mesh in another frame. The environment is not rotated: see `render.light`."""
         flipped = torch.linalg.det(target_from_mesh[:3, :3]) < 0

@@ -1,4 +1,5 @@
-"""A TexturedMesh, and Gaussians if there are any, as one safetensors file: what a model leaves for the exporter."""
+"""A TexturedMesh, with Gaussians and previews if there are any, as one safetensors file: what a model leaves for the
+exporter."""
 
 import json
 from collections.abc import Mapping
@@ -8,17 +9,22 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
 
-NO_NOTES: Mapping[str, Any] = MappingProxyType({})
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def save_mesh(
-    mesh: TexturedMesh, path: Path, gaussians: Gaussians | None = None, notes: Mapping[str, Any] = NO_NOTES
+    mesh: TexturedMesh,
+    path: Path,
+    gaussians: Gaussians | None = None,
+    notes: Mapping[str, Any] = NONE,
+    previews: Mapping[str, bytes] = NONE,
 ) -> None:
-    """notes: whatever JSON can say."""
+    """notes: whatever JSON can say. previews: files by name."""
     tensors = {
         "vertices": mesh.mesh.vertices,
         "faces": mesh.mesh.faces,
@@ -32,8 +38,13 @@ def save_mesh(
         tensors["environment"] = mesh.environment
     if gaussians is not None:
         tensors |= {f"gaussians.{name}": tensor for name, tensor in gaussians.tensors().items()}
+    tensors |= {f"previews.{name}": _bytes(data) for name, data in previews.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(tensors, path, {"notes": json.dumps(dict(notes))})
+
+
+def _bytes(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def load_notes(path: Path) -> dict[str, Any]:
@@ -54,7 +65,15 @@ def load_mesh(path: Path) -> TexturedMesh:
 
 def load_gaussians(path: Path) -> Gaussians | None:
     """The file's Gaussians, None where there are none."""
-    with safetensors.safe_open(path, framework="pt") as stored:
-        names = [name for name in stored.keys() if name.startswith("gaussians.")]  # noqa: SIM118
-        found = {name.removeprefix("gaussians."): stored.get_tensor(name) for name in names}
+    found = _named(path, "gaussians.")
     return Gaussians(**found) if found else None
+
+
+def load_previews(path: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in _named(path, "previews.").items()}
+
+
+def _named(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    with safetensors.safe_open(path, framework="pt") as stored:
+        names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): stored.get_tensor(name) for name in names}

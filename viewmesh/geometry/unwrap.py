@@ -1,18 +1,18 @@
 """A UV atlas for any mesh: xatlas makes the charts, we repair and pack them.
 
 xatlas's time grows faster than the mesh and it may crash, so the mesh is cut into spatial parts of a few thousand
-faces, each unwrapped in a child process of its own, several at a time. A part whose child fails gets planar charts of
-our own. Every atlas is checked and repaired before it is returned.
+faces, each unwrapped in a process of its own, several at a time. A part whose process fails gets planar charts of our
+own. Every atlas is checked and repaired before it is returned.
 """
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from viewmesh.progress import check, never
 PART_FACES = 4000
 ASK_EVERY_S = 0.1  # whether to go on, while a child works
 CHILD = (sys.executable, "-m", "viewmesh.geometry.xatlas_child")
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy would start one per core, which takes longer than the charts do
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def unwrap(
 
     timeout_s: for all of xatlas's work; parts not done by then get planar charts, as all do with `fallback_only`.
     Degenerate faces get a texel-sized triangle of their own. Faces keep their order. Same mesh, same atlas, unless a
-    part ran out of time. cancelled: asked several times a second, from several threads; no child outlives the call.
+    part ran out of time. cancelled: asked several times a second; no child outlives the call.
     Raises InvalidMesh, Cancelled.
     """
     mesh.validate()
@@ -102,52 +103,65 @@ def build_loops() -> None:
 
 
 def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bool, cancelled) -> Charts:
-    deadline = time.monotonic() + timeout_s
-
-    def one(part: np.ndarray) -> Charts:
-        check(cancelled)
+    meshes = []
+    for part in parts:
         used, local = np.unique(faces[part], return_inverse=True)
-        local = local.reshape(-1, 3)
-        charts = None if fallback_only else _xatlas(vertices[used], local, deadline, cancelled)
+        meshes.append((used, local.reshape(-1, 3)))
+    deadline = time.monotonic() + (0 if fallback_only else timeout_s)
+    found = _xatlas([(vertices[used], local) for used, local in meshes], deadline, cancelled)
+    made = []
+    for (used, local), charts in zip(meshes, found, strict=True):
+        check(cancelled)
         if charts is None:
             charts = projected(vertices[used], local)
         elif (bad := squashed(charts, vertices[used])).any():
             charts = replaced(charts, bad, projected(vertices[used], local[bad]))
-        return Charts(charts.points, charts.faces, charts.chart, used[charts.vertex])
-
-    with ThreadPoolExecutor(max_workers=max(1, min(len(parts), len(os.sched_getaffinity(0))))) as pool:
-        return joined(list(pool.map(one, parts)))
+        made.append(Charts(charts.points, charts.faces, charts.chart, used[charts.vertex]))
+    return joined(made)
 
 
-def _xatlas(vertices: np.ndarray, faces: np.ndarray, deadline: float, cancelled: Callable[[], bool]) -> Charts | None:
-    """xatlas's charts of one part, or None if its process crashed, ran out of time or gave something else."""
-    if time.monotonic() >= deadline:
+def _xatlas(
+    meshes: Sequence[tuple[np.ndarray, np.ndarray]], deadline: float, cancelled: Callable[[], bool]
+) -> list[Charts | None]:
+    """xatlas's charts of each mesh (vertices, faces), or None if it crashed, ran out of time or gave something else."""
+    with tempfile.TemporaryDirectory(prefix="viewmesh-unwrap-") as name:
+        folder = Path(name)
+        for i, (vertices, faces) in enumerate(meshes):
+            np.savez(folder / f"{i:04d}.in.npz", vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
+        _run([*CHILD, name, str(len(os.sched_getaffinity(0)))], deadline, cancelled)
+        return [_read(folder / f"{i:04d}.out.npz", faces) for i, (_, faces) in enumerate(meshes)]
+
+
+def _read(file: Path, faces: np.ndarray) -> Charts | None:
+    try:
+        with np.load(file) as out:
+            points, uv_faces, vertex = out["points"], out["faces"].astype(np.int64), out["vertex"].astype(np.int64)
+    except (OSError, KeyError, ValueError):
         return None
-    with tempfile.TemporaryDirectory(prefix="viewmesh-unwrap-") as folder:
-        source, target = Path(folder, "in.npz"), Path(folder, "out.npz")
-        np.savez(source, vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
-        try:
-            if not _ended_well([*CHILD, str(source), str(target)], deadline, cancelled):
-                return None
-            with np.load(target) as out:
-                points, uv_faces, vertex = out["points"], out["faces"].astype(np.int64), out["vertex"].astype(np.int64)
-        except (OSError, KeyError, ValueError):
-            return None
     same = uv_faces.shape == faces.shape and bool((vertex[uv_faces] == faces).all())
     return from_points(points, uv_faces, vertex) if same and bool(np.isfinite(points).all()) else None
 
 
-def _ended_well(command: list[str], deadline: float, cancelled: Callable[[], bool]) -> bool:
-    """Whether the command exits with 0 before the deadline; it is dead when this returns or raises Cancelled."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+def _run(command: list[str], deadline: float, cancelled: Callable[[], bool]) -> None:
+    """Until the command has ended, or the deadline has come; it and its children are dead when this returns or raises
+    Cancelled. How it ended does not matter: what counts is what it wrote."""
+    if time.monotonic() >= deadline:
+        return
+    env, nowhere = {**os.environ, **ONE_THREAD}, subprocess.DEVNULL
+    try:
+        child = subprocess.Popen(command, env=env, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    except OSError:
+        return
+    with child:
         try:
             while time.monotonic() < deadline:
                 check(cancelled)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    return child.wait(ASK_EVERY_S) == 0
-            return False
+                    child.wait(ASK_EVERY_S)
+                    return
         finally:
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # with the processes that it forked
 
 
 def _spatial_parts(centres: np.ndarray) -> list[np.ndarray]:

@@ -1,18 +1,38 @@
-"""`python -m viewmesh.geometry.xatlas_child IN.npz OUT.npz`: one mesh through xatlas. The only importer of xatlas.
+"""`python -m viewmesh.geometry.xatlas_child FOLDER AT_ONCE`: meshes through xatlas. The only importer of xatlas.
 
-It runs in a process of its own because xatlas can crash the one that it runs in. It imports no torch, so it starts in a
-fraction of a second. IN holds `vertices` (V, 3) float32 and `faces` (F, 3) uint32; OUT holds `points` (T, 2) float32 in
-the mesh's own length unit, `faces` (F, 3) into them, and `vertex` (T,), the mesh vertex of each point.
+It runs in a process of its own because xatlas can crash the one that it runs in, and forks once for every mesh, AT_ONCE
+at a time, so that each crashes alone and Python starts once. It imports no torch, so that this takes a fraction of a
+second. FOLDER/NAME.in.npz holds `vertices` (V, 3) float32 and `faces` (F, 3) uint32; NAME.out.npz then holds `points`
+(T, 2) float32 in the mesh's own length unit, `faces` (F, 3) into them, and `vertex` (T,), the mesh vertex of each
+point. There is none where xatlas failed.
 """
 
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
 SCALE = np.float32(1000)  # xatlas leaves out faces of an area below 1e-7, which fine meshes of unit size have
 
 
-def main(source: str, target: str) -> None:
+def main(folder: Path, at_once: int) -> None:
+    import xatlas  # noqa: F401 - once, for all that are forked
+
+    running = 0
+    for source in sorted(folder.glob("*.in.npz")):
+        if running == at_once:
+            os.wait()
+            running -= 1
+        if os.fork() == 0:
+            charted(source, source.with_name(source.name.replace(".in.", ".out.")))
+            os._exit(0)
+        running += 1
+    for _ in range(running):
+        os.wait()
+
+
+def charted(source: Path, target: Path) -> None:
     import xatlas
 
     mesh = np.load(source)
@@ -23,8 +43,10 @@ def main(source: str, target: str) -> None:
     atlas.generate(chart, pack)
     vertex, faces, uvs = atlas.get_mesh(0)
     points = uvs * np.array([atlas.width, atlas.height], np.float32) / max(atlas.texels_per_unit * SCALE, 1e-30)
-    np.savez(target, points=points, faces=faces, vertex=vertex)
+    unfinished = target.with_name(f"unfinished-{target.name}")
+    np.savez(unfinished, points=points, faces=faces, vertex=vertex)
+    unfinished.replace(target)  # a file with its name is whole
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -48,7 +48,8 @@ def texture(
 ) -> Textured:
     """mesh: dense, in [-0.5, 0.5]³, with linear vertex colours (grey without); on any device, the result is on the CPU.
 
-    target_faces, texture_size: None is 20,000 and 1024. Topology is worked on by the CPU, the bake runs where mesh is.
+    target_faces, texture_size: None is 20,000 and 1024. Topology is worked on by the CPU; what is drawn and baked is so
+    where mesh is.
     Raises InvalidMesh, Cancelled.
     """
     seconds: dict[str, float] = {}
@@ -63,7 +64,7 @@ def texture(
         progress("texture", len(seconds), STEPS)
 
     with part("clean"):
-        dense = clean(mesh.validate().to("cpu"))
+        dense = clean(mesh.validate())
     with part("simplify"):
         surface = DenseSurface(dense.to(mesh.vertices.device))  # its tree grows beside the next two
         light = simplify(Mesh(dense.vertices, dense.faces), target_faces or TARGET_FACES)
@@ -75,14 +76,17 @@ def texture(
 
 
 def clean(mesh: Mesh) -> Mesh:
-    """A mesh on the CPU closed where it was nearly closed, without floaters and without the components that no camera
-    around the object sees: the decoder draws the inner side of its shell of voxels too."""
+    """The mesh on the CPU: closed where it was nearly closed, without floaters and without the components that no
+    camera around the object sees, for the decoder draws the inner side of its shell of voxels too. They are looked for
+    where the mesh came from."""
+    device, mesh = mesh.vertices.device, mesh.to("cpu")
     if not is_watertight(mesh):
         mesh = fill_small_holes(weld(mesh), SMALL_HOLE)
     mesh = drop_floaters(mesh)
     if int(components(mesh).max()) == 0:
         return mesh
-    return drop_hidden(mesh, visible_faces(mesh, [all_around(32, 0.8, 256)], get_rasterizer("cpu"), near=1.0, far=4.0))
+    cameras = [all_around(32, 0.8, 256)]
+    return drop_hidden(mesh, visible_faces(mesh.to(device), cameras, get_rasterizer(device), near=1.0, far=4.0))
 
 
 @torch.no_grad()
