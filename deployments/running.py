@@ -22,6 +22,8 @@ from viewmesh.errors import Cancelled, MissingModel, OutOfMemory, PoseError, Vie
 T = TypeVar("T")
 Work = Callable[[Any, Callable[[], bool]], dict[str, Any]]
 
+MANY = 64  # threads, made as they are needed: the event loop's own are four more than the replica has CPUs
+
 POISON = ("CUDA error", "device-side assert", "CUBLAS_STATUS_EXECUTION_FAILED", "cudaErrorIllegalAddress")
 
 
@@ -50,12 +52,12 @@ class Worker:
         self.interval_s = interval_s
         self.poisoned = ""
         self._turns = None if at_once is None else asyncio.Semaphore(at_once)
-        self._threads = ThreadPoolExecutor(1, "work") if at_once == 1 else None  # None: the event loop's
+        self._threads = ThreadPoolExecutor(at_once or MANY, "work")
         self._running: set[_Call] = set()
 
     def made(self, make: Callable[[], T]) -> T:
         """What `make` returns, made where the calls run."""
-        return make() if self._threads is None else self._threads.submit(make).result()
+        return self._threads.submit(make).result()
 
     def check_health(self) -> None:
         if self.poisoned:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import pytest
@@ -142,6 +143,19 @@ async def test_calls_at_once_are_watched_one_by_one():
         worker.check_health()
     await asyncio.gather(lively, silent, again)
     worker.check_health()
+
+
+async def test_as_many_calls_run_at_once_as_serve_lets_in():
+    """Serve gives a replica's event loop threads for its CPUs and four more; calls that wait for a GPU need no CPU."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    worker, together = Worker(at_once=None), threading.Barrier(12)
+
+    def meet(progress, cancelled):
+        together.wait(timeout=20)
+        return {}
+
+    ended = await asyncio.gather(*(all_of(worker.run(meet)) for _ in range(12)))
+    assert [messages[-1] for messages in ended] == [Done({})] * 12
 
 
 async def test_a_poisoned_device_makes_the_replica_unhealthy_and_takes_no_more_work():
