@@ -210,7 +210,7 @@ def adapter(monkeypatch):
     for name, value in {
         "look": library.look, "draft_together": library.draft_together, "finish": library.finish,
         "load_model": load_model, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
-        "save_mesh": lambda *a: None, "fit_together": lambda device: 3,
+        "save_mesh": lambda *a, **k: None, "early_previews": lambda *a: {}, "fit_together": lambda device: 3,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
     engine = module.LibraryGenerator("cpu")
