@@ -36,7 +36,10 @@ def charted(source: Path, target: Path) -> None:
     import xatlas
 
     mesh = np.load(source)
-    atlas = xatlas.Atlas()
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cpus)[os.getpid() % len(cpus)]})
+    atlas = xatlas.Atlas()  # starts a thread for each CPU that it may use: 63 of them take longer than the charts do
+    os.sched_setaffinity(0, cpus)
     atlas.add_mesh(mesh["vertices"] * SCALE, mesh["faces"])
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     pack.resolution, pack.rotate_charts = 1024, False  # its packing is thrown away: ours puts all parts together
