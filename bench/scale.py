@@ -181,7 +181,7 @@ def others(config: dict, model: str, replicas: int) -> None:
 
 def seats(config: dict, model: str, replicas: int) -> None:
     """One for each optimiser; generators work on a few jobs at once."""
-    count = replicas if model == "nvdiffrec" else 8 * replicas
+    count = replicas if model == "nvdiffrec" else 12 * replicas
     deployment(config, "Conductor")["user_config"]["slots"] = {model: count}
 
 
