@@ -85,7 +85,7 @@ async def submit(service: RayService, job_id: str) -> None:
 
         polling = [asyncio.create_task(poll()) for _ in range(31)]
         taken = []
-        for _ in range(60):
+        for _ in range(240):
             began = time.monotonic()
             answer = await http.post(URL, files=body(0))
             taken.append(time.monotonic() - began)

@@ -1,8 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from solids import ball, bumpy, cube, together, torus, volume
 
+from viewmesh.geometry import simplify as module
 from viewmesh.geometry.clean import is_watertight
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.simplify import collapse_short_edges, simplify
@@ -31,6 +34,20 @@ def test_same_mesh_same_result():
     a, b = simplify(bumpy(), 300), simplify(bumpy(), 300)
     assert torch.equal(a.vertices, b.vertices)
     assert torch.equal(a.faces, b.faces)
+
+
+def test_a_large_mesh_is_collapsed_in_a_process_of_its_own_or_here_should_that_fail(monkeypatch):
+    here = simplify(bumpy(), 300)
+    monkeypatch.setattr(module, "APART", 100)
+    monkeypatch.setattr(module, "CHILD", (sys.executable, "-c", "import os; os.abort()"))
+    crashed = simplify(bumpy(), 300)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "APART", 100)
+    monkeypatch.setattr(module, "collapse", lambda *args: pytest.fail("in this process"))
+    apart = simplify(bumpy(), 300)
+    for other in (crashed, apart):
+        assert torch.equal(other.vertices, here.vertices)
+        assert torch.equal(other.faces, here.faces)
 
 
 def test_colours_come_along():

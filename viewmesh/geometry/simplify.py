@@ -1,6 +1,9 @@
-"""Fewer triangles by quadric edge collapse. The only importer of fast_simplification."""
+"""Fewer triangles by quadric edge collapse."""
 
+import math
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,10 +11,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from viewmesh.geometry.child import python, run
 from viewmesh.geometry.clean import split_nonmanifold, without_bad_faces
+from viewmesh.geometry.collapse import collapse
 from viewmesh.geometry.mesh import Mesh
 
-_library = threading.Lock()  # fast_simplification keeps its mesh in global variables
+APART = 100_000  # faces: above, other threads would wait for longer than a process takes to start
+CHILD = python("viewmesh.geometry.collapse")
+_library = threading.Lock()  # it keeps its mesh in global variables
 
 
 def simplify(mesh: Mesh, target_faces: int) -> Mesh:
@@ -23,22 +30,33 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
     """
     if len(mesh.faces) <= target_faces:
         return mesh
-    import fast_simplification
-
     clean = collapse_short_edges(mesh)
     if len(clean.faces) > target_faces:
-        with _library:
-            vertices, faces = fast_simplification.simplify(
-                np.ascontiguousarray(clean.vertices.detach().cpu().numpy(), np.float64),
-                np.ascontiguousarray(clean.faces.cpu().numpy(), np.int32),
-                target_count=int(target_faces),
-            )[:2]
+        vertices, faces = _collapsed(
+            np.ascontiguousarray(clean.vertices.detach().cpu().numpy(), np.float64),
+            np.ascontiguousarray(clean.faces.cpu().numpy(), np.int32),
+            int(target_faces),
+        )
         clean = Mesh(torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int64)))
         clean = split_nonmanifold(collapse_short_edges(without_bad_faces(clean)))
     colors = None
     if mesh.vertex_colors is not None:
         colors = torch.from_numpy(_blend(mesh.vertices, mesh.vertex_colors, clean.vertices))
     return Mesh(clean.vertices, clean.faces, colors).to(mesh.vertices.device)
+
+
+def _collapsed(vertices: np.ndarray, faces: np.ndarray, target_faces: int) -> tuple[np.ndarray, np.ndarray]:
+    """A large mesh in a process of its own, while this one's other threads go on; here, should that fail."""
+    if len(faces) > APART:
+        with tempfile.TemporaryDirectory(prefix="viewmesh-simplify-") as folder:
+            source, target = Path(folder, "in.npz"), Path(folder, "out.npz")
+            np.savez(source, vertices=vertices, faces=faces)
+            run([*CHILD, str(source), str(target), str(target_faces)], math.inf)
+            if target.exists():
+                with np.load(target) as made:
+                    return made["vertices"], made["faces"]
+    with _library:
+        return collapse(vertices, faces, target_faces)
 
 
 def collapse_short_edges(mesh: Mesh, relative: float = 1e-3) -> Mesh:

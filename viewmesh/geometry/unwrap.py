@@ -5,11 +5,7 @@ faces, each unwrapped in a process of its own, several at a time. A part whose p
 own. Every atlas is checked and repaired before it is returned.
 """
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +27,13 @@ from viewmesh.geometry.charts import (
     singled_out,
     squashed,
 )
+from viewmesh.geometry.child import python, run
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.pack import pack
 from viewmesh.progress import check, never
 
 PART_FACES = 4000
-ASK_EVERY_S = 0.1  # whether to go on, while a child works
-CHILD = (sys.executable, "-m", "viewmesh.geometry.xatlas_child")
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy would start one per core, which takes longer than the charts do
+CHILD = python("viewmesh.geometry.xatlas_child")
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def _xatlas(
         folder = Path(name)
         for i, (vertices, faces) in enumerate(meshes):
             np.savez(folder / f"{i:04d}.in.npz", vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
-        _run([*CHILD, name, str(len(os.sched_getaffinity(0)))], deadline, cancelled)
+        run([*CHILD, name, str(len(os.sched_getaffinity(0)))], deadline, cancelled)
         return [_read(folder / f"{i:04d}.out.npz", faces) for i, (_, faces) in enumerate(meshes)]
 
 
@@ -140,28 +135,6 @@ def _read(file: Path, faces: np.ndarray) -> Charts | None:
         return None
     same = uv_faces.shape == faces.shape and bool((vertex[uv_faces] == faces).all())
     return from_points(points, uv_faces, vertex) if same and bool(np.isfinite(points).all()) else None
-
-
-def _run(command: list[str], deadline: float, cancelled: Callable[[], bool]) -> None:
-    """Until the command has ended, or the deadline has come; it and its children are dead when this returns or raises
-    Cancelled. How it ended does not matter: what counts is what it wrote."""
-    if time.monotonic() >= deadline:
-        return
-    env, nowhere = {**os.environ, **ONE_THREAD}, subprocess.DEVNULL
-    try:
-        child = subprocess.Popen(command, env=env, stdout=nowhere, stderr=nowhere, start_new_session=True)
-    except OSError:
-        return
-    with child:
-        try:
-            while time.monotonic() < deadline:
-                check(cancelled)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(ASK_EVERY_S)
-                    return
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # with the processes that it forked
 
 
 def _spatial_parts(centres: np.ndarray) -> list[np.ndarray]:
