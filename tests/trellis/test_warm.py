@@ -58,3 +58,34 @@ def test_a_kind_that_is_not_ready_runs_uncompiled(compiler):
     given = (torch.zeros(1), torch.zeros(1), None, torch.zeros(1, 2), None, torch.ones(2))
     assert run(lambda *_: "uncompiled", *given) == "uncompiled"  # pyright: ignore[reportArgumentType]
     assert compiler.calls == 0
+
+
+def test_compiled_code_that_fails_is_not_run_again_and_fails_no_job(monkeypatch, caplog):
+    calls = []
+
+    def broken(*given):
+        calls.append(given)
+        raise NameError("name '__compiled_fn_3' is not defined")
+
+    monkeypatch.setattr(warm, "compiled_block", lambda: broken)
+    run = CompiledFor(frozenset({(False, False)}))
+    given = (torch.zeros(1), torch.zeros(1), None, torch.zeros(1, 1), None, torch.ones(1))
+    with caplog.at_level("WARNING"):
+        assert [run(lambda *_: "uncompiled", *given) for _ in range(3)] == ["uncompiled"] * 3  # pyright: ignore[reportArgumentType]
+    assert len(calls) == 1
+    assert "__compiled_fn_3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")]
+)
+def test_what_the_device_does_is_not_blamed_on_the_compiler(monkeypatch, error):
+    def failing(*given):
+        raise error
+
+    monkeypatch.setattr(warm, "compiled_block", lambda: failing)
+    run = CompiledFor(frozenset({(False, False)}))
+    given = (torch.zeros(1), torch.zeros(1), None, torch.zeros(1, 1), None, torch.ones(1))
+    with pytest.raises(type(error), match="CUDA"):
+        run(lambda *_: "uncompiled", *given)  # pyright: ignore[reportArgumentType]
+    assert run.ready

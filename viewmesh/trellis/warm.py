@@ -8,6 +8,7 @@ them (21.9 ms against 21.5 ms replayed, 17.8 against 17.5), and a graph of the l
 request's own, costs as much to capture as it saves.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from viewmesh.trellis.transformer import Context, FlowBlock, FlowTransformer
 
 if TYPE_CHECKING:
     from viewmesh.trellis.stages import Networks
+
+log = logging.getLogger(__name__)
 
 # While one thread compiles, a call of what is compiled already fails in another one: torch's tracing is the process's.
 _in_use = threading.Lock()
@@ -40,8 +43,8 @@ def compiled_block() -> Callable[..., Tensor]:
 
 
 class CompiledFor:
-    """Runs a block compiled for the kinds of conditions in `ready`, uncompiled for any other, and while anything is
-    being compiled."""
+    """Runs a block compiled for the kinds of conditions in `ready`, uncompiled for any other, while anything is being
+    compiled, and from then on where the compiled code has failed: a job must not, for what only makes it faster."""
 
     def __init__(self, ready: frozenset[tuple[bool, bool]]) -> None:
         self.ready = ready
@@ -60,9 +63,19 @@ class CompiledFor:
         if known and _in_use.acquire(timeout=PATIENCE_S):
             try:
                 return compiled_block()(block, x, t_emb, None, kv, null, counts)
+            except Exception as error:
+                if is_the_devices(error):
+                    raise
+                self.ready = frozenset()
+                log.warning("The compiled flow block failed; the networks run uncompiled from now on.", exc_info=True)
             finally:
                 _in_use.release()
         return block(x, t_emb, item, kv, null, counts)
+
+
+def is_the_devices(error: Exception) -> bool:
+    """Whether the uncompiled block would fail, too: no memory, or a broken CUDA context."""
+    return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or "CUDA" in str(error)
 
 
 @torch.no_grad()
