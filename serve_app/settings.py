@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from viewmesh.weights.ready import GENERATIVE
+
 ModelName = Literal["nvdiffrec", "trellis", "reconviagen"]
 GIB = 2**30
 MIB = 2**20
@@ -48,11 +50,13 @@ class ConductorConfig(Strict):
 
     slots: dict[ModelName, Annotated[int, Field(ge=1)]] = Field(
         default={},
-        description="Jobs of a model from their first stage to their last but one; others wait as `queued`. Default 4.",
+        description="Jobs of a model from their first stage to their last but one; others wait as `queued`. "
+        "Default 4 of nvdiffrec, 12 of the others.",
     )
 
     def slots_of(self, model: str) -> int:
-        return {str(name): count for name, count in self.slots.items()}.get(model, 4)
+        usual = 12 if model in GENERATIVE else 4  # a generator's replica works on a dozen at once
+        return {str(name): count for name, count in self.slots.items()}.get(model, usual)
 
 
 class Auth(Strict):

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deployments.trellis import Trellis
 from serve_app import cli, config
 from serve_app.app import build
-from serve_app.settings import AppArgs
+from serve_app.settings import AppArgs, ConductorConfig
 
 FILE = Path(__file__).parents[2] / "serve_config.yaml"
 
@@ -85,6 +86,13 @@ def test_no_jobs_take_turns_on_the_replicas_that_there_are(shipped, gpus, slots)
     fitted = config.adapted(shipped, cpus=16, gpus=gpus)
     assert deployment(fitted, "Conductor")["user_config"]["slots"] == {"nvdiffrec": slots}
     assert config.check(fitted) == []
+
+
+def test_the_usual_seats_of_a_generative_model_are_what_one_replica_works_on():
+    conductor = ConductorConfig.model_validate({"slots": {"reconviagen": 3}})
+    assert conductor.slots_of("trellis") == Trellis.max_ongoing_requests == 12
+    assert conductor.slots_of("reconviagen") == 3
+    assert conductor.slots_of("nvdiffrec") == 4
 
 
 def test_what_the_config_names_stays_and_what_the_command_names_wins(shipped, tmp_path, monkeypatch):
