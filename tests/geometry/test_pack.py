@@ -1,5 +1,7 @@
 """The loops of packing, against plain Python over sets of cells, and texels, against the definition."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -96,13 +98,14 @@ def test_texels_are_those_whose_centre_is_inside_of_every_edge(margin: float):
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0:
             continue
+        turn, box = math.copysign(1, area), min(margin, 0.0)
+        edges = [(*a, *b, margin * math.dist(a, b)) for a, b in zip(triangle, triangle[1:] + triangle[:1], strict=True)]
         for py in range(-20, 70):
             for px in range(-20, 70):
-                inside = True
-                for (sx, sy), (ex, ey) in zip(triangle, triangle[1:] + triangle[:1], strict=True):
-                    cross = (ex - sx) * (py + 0.5 - sy) - (ey - sy) * (px + 0.5 - sx)
-                    inside &= np.copysign(1, area) * cross >= margin * np.hypot(ex - sx, ey - sy)
-                box = min(margin, 0.0)
+                inside = all(
+                    turn * ((ex - sx) * (py + 0.5 - sy) - (ey - sy) * (px + 0.5 - sx)) >= least
+                    for sx, sy, ex, ey, least in edges
+                )
                 inside &= min(ax, bx, cx) + box <= px + 0.5 <= max(ax, bx, cx) - box
                 inside &= min(ay, by, cy) + box <= py + 0.5 <= max(ay, by, cy) - box
                 if inside:
