@@ -292,8 +292,8 @@ def _tail(data: Path) -> str:
 def threads(cpus: int, gpus: int) -> dict[str, str]:
     """How many threads each worker computes with; Ray's default is its num_cpus, one, which takes twice as long.
 
-    Without a GPU one worker at a time computes, with all CPUs. Beside a GPU four generated meshes are textured at once,
-    and others are written: more threads than this, awake while they wait, stand in each other's way.
+    Without a GPU one worker at a time computes, with all CPUs. Beside a GPU several generated meshes are textured at
+    once, and others are written: more threads than this, awake while they wait, stand in each other's way.
     """
     count = cpus if gpus == 0 else max(1, cpus // (4 * gpus))
     return {"OMP_NUM_THREADS": str(count), "NUMBA_NUM_THREADS": str(count)}

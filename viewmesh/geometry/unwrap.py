@@ -102,8 +102,9 @@ def _charts_of_parts(vertices, faces, parts, timeout_s: float, fallback_only: bo
     for part in parts:
         used, local = np.unique(faces[part], return_inverse=True)
         meshes.append((used, local.reshape(-1, 3)))
-    deadline = time.monotonic() + (0 if fallback_only else timeout_s)
-    found = _xatlas([(vertices[used], local) for used, local in meshes], deadline, cancelled)
+    found: list[Charts | None] = [None] * len(meshes)
+    if not fallback_only:
+        found = _xatlas([(vertices[used], local) for used, local in meshes], time.monotonic() + timeout_s, cancelled)
     made = []
     for (used, local), charts in zip(meshes, found, strict=True):
         check(cancelled)

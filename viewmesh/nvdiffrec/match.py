@@ -53,7 +53,7 @@ def match(problem: Problem, mesh: TexturedMesh) -> Match:
     targets, device = problem.texture_targets, problem.device
     count = min(VIEWS, len(targets))
     index = torch.linspace(0, len(targets) - 1, count).round().long()
-    moved = _on(mesh, device)
+    moved = mesh.to(device)
     light = None
     if mesh.environment is not None:
         base = from_latlong(mesh.environment.to(device), problem.preset.light_size)
@@ -73,14 +73,3 @@ def match(problem: Problem, mesh: TexturedMesh) -> Match:
     return Match(
         psnr=float(-10 * torch.log10(torch.tensor(max(squared / pixels, 1e-10)))), iou=inside / max(either, 1.0)
     )
-
-
-def _on(mesh: TexturedMesh, device: torch.device) -> TexturedMesh:
-    material = replace(
-        mesh.material,
-        base_color=mesh.material.base_color.to(device),
-        orm=mesh.material.orm.to(device),
-        normal=mesh.material.normal.to(device),
-    )
-    environment = None if mesh.environment is None else mesh.environment.to(device)
-    return TexturedMesh(mesh.mesh.to(device), mesh.uvs.to(device), mesh.uv_faces.to(device), material, environment)

@@ -64,7 +64,7 @@ class CompiledFor:
             try:
                 return compiled_block()(block, x, t_emb, None, kv, null, counts)
             except Exception as error:
-                if is_the_devices(error):
+                if _is_the_devices(error):
                     raise
                 self.ready = frozenset()
                 log.warning("The compiled flow block failed; the networks run uncompiled from now on.", exc_info=True)
@@ -73,7 +73,7 @@ class CompiledFor:
         return block(x, t_emb, item, kv, null, counts)
 
 
-def is_the_devices(error: Exception) -> bool:
+def _is_the_devices(error: Exception) -> bool:
     """Whether the uncompiled block would fail, too: no memory, or a broken CUDA context."""
     return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or "CUDA" in str(error)
 
