@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deployments.adapters.device import OnDevice
+from deployments.adapters.device import OnDevice, Side, wait_asleep
 from deployments.engines import POSED
 from deployments.running import out_of_device_memory
 from deployments.turns import Turns
@@ -44,12 +44,15 @@ class LibraryGenerator(OnDevice):
     """device: auto, cpu or cuda. weights: folders by weight set, see weights.ready.
 
     Holds trellis, reconviagen or both; what their checkpoints share is in memory once. Calls that wait for the device
-    run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time.
+    run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time. Encoding
+    images and texturing do not wait for them.
     """
 
     def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device, self.weights = torch.device(chosen), weights or {}
+        wait_asleep(self.device)
+        self.looking, self.finishing = Side(self.device), Side(self.device, urgent=True)
         self.wanted: tuple[str, ...] = ()
         self.models: dict[str, Model] = {}
         self.lacking: dict[str, ViewmeshError] = {}  # models that are wanted and could not be loaded, and why
@@ -91,11 +94,13 @@ class LibraryGenerator(OnDevice):
             check(cancelled)
             progress("generate", 0, total)  # a sign of life
 
-        looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
+        with self.looking():
+            looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
         joins = None if looked.company is None else (chosen.model, looked.company)
         drafted, together = self.turns.take((model, looked), joins, while_waiting)
-        made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
-        drawn = {} if chosen.refine else early_previews(made.mesh, self.device)  # refined, it will look otherwise
+        with self.finishing():
+            made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
+            drawn = {} if chosen.refine else early_previews(made.mesh, self.device)  # refined, it will look otherwise
         save_mesh(made.mesh, out, made.gaussians, previews=drawn)
         if chosen.refine and viewset.cameras is None:
             save_viewset(with_cameras(model, viewset), out.with_name(POSED))

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from viewmesh.geometry.rows import equal_rows
 from viewmesh.geometry.texels import texels_inside
 from viewmesh.progress import check, never
 
@@ -49,14 +50,15 @@ def projected(vertices: np.ndarray, faces: np.ndarray) -> Charts:
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     side = _sides(normals, faces)
     patch = _patches(faces, side)
-    key, inverse = np.unique(np.stack([np.repeat(patch, 3), faces.ravel()], 1), axis=0, return_inverse=True)
+    first, inverse = equal_rows(np.stack([np.repeat(patch, 3), faces.ravel()], 1))
+    vertex = faces.ravel()[first]
     side_of_patch = np.zeros(patch.max() + 1, np.int64)
     side_of_patch[patch] = side
-    p, k = vertices[key[:, 1]].astype(np.float64), side_of_patch[key[:, 0]]
+    p, k = vertices[vertex].astype(np.float64), side_of_patch[np.repeat(patch, 3)[first]]
     axis, positive = k % 3, k < 3
     n = np.arange(len(p))
     x, y = p[n, (axis + 1) % 3], p[n, (axis + 2) % 3]
-    return Charts(np.stack([np.where(positive, x, -x), y], 1), inverse.reshape(-1, 3), patch, key[:, 1])
+    return Charts(np.stack([np.where(positive, x, -x), y], 1), inverse.reshape(-1, 3), patch, vertex)
 
 
 def joined(parts: list[Charts]) -> Charts:
@@ -157,9 +159,9 @@ def _halved(charts: Charts, labels: np.ndarray) -> Charts:
         c = centres[ids]
         axis = int(np.argmax(np.ptp(c, axis=0)))
         chart[ids[np.argsort(c[:, axis], kind="stable")[len(ids) // 2 :]]] = following + i
-    key = np.stack([np.repeat(chart, 3), charts.faces.ravel()], 1)
-    key, inverse = np.unique(key, axis=0, return_inverse=True)
-    return Charts(charts.points[key[:, 1]], inverse.reshape(-1, 3), chart, charts.vertex[key[:, 1]])
+    first, inverse = equal_rows(np.stack([np.repeat(chart, 3), charts.faces.ravel()], 1))
+    point = charts.faces.ravel()[first]
+    return Charts(charts.points[point], inverse.reshape(-1, 3), chart, charts.vertex[point])
 
 
 def _compact(charts: Charts) -> Charts:

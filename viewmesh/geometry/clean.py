@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from viewmesh.geometry.mesh import Mesh
+from viewmesh.geometry.rows import equal_rows
 
 
 def components(mesh: Mesh) -> Tensor:
@@ -92,8 +93,8 @@ def weld(mesh: Mesh, tolerance: float = 1e-7) -> Mesh:
     vertices = mesh.vertices.cpu().numpy().astype(np.float64)
     low = vertices.min(0)
     side = max(float(np.linalg.norm(vertices.max(0) - low)) * tolerance, 1e-30)
-    _, first, of_vertex = np.unique(np.round((vertices - low) / side), axis=0, return_index=True, return_inverse=True)
-    faces = first[of_vertex.reshape(-1)][_faces(mesh)]
+    first, of_vertex = equal_rows(np.round((vertices - low) / side).astype(np.int64))
+    faces = first[of_vertex][_faces(mesh)]
     return without_bad_faces(replace(mesh, faces=torch.from_numpy(faces).to(mesh.faces.device)))
 
 
@@ -108,8 +109,7 @@ def without_bad_faces(mesh: Mesh) -> Mesh:
     ids, ordered = np.flatnonzero(good), np.sort(faces[good], 1)
     if len(ids):
         even = _is_even(faces[ids], ordered)
-        _, group = np.unique(ordered, axis=0, return_inverse=True)
-        group = group.reshape(-1)
+        _, group = equal_rows(ordered)
         ups, downs = np.bincount(group, even), np.bincount(group, ~even)
         wanted_even = ups > downs  # orientation of the one face that stays; none stays where they cancel
         candidates = np.flatnonzero((ups != downs)[group] & (even == wanted_even[group]))

@@ -48,7 +48,7 @@ class DenseSurface:
 
     def _query(self, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self._tree is not None
-        _, near = self._tree.query(points.cpu().numpy(), k=self.candidates, workers=-1)
+        _, near = self._tree.query(points.cpu().numpy(), k=self.candidates, workers=torch.get_num_threads())
         near = torch.from_numpy(np.asarray(near, np.int64).reshape(len(points), self.candidates)).to(points.device)
         corners = self.mesh.vertices[self.mesh.faces[near]]  # (P, K, 3, 3)
         weights = _clamped_barycentric(points[:, None], corners)

@@ -240,7 +240,7 @@ def in_threads(function: Callable[[S], R], values: Sequence[S]) -> list[R]:
 
 
 class Stopwatch:
-    """Seconds per part; waits for the device at both ends."""
+    """Seconds per part; waits at both ends for what this thread gave the device."""
 
     def __init__(self, device: torch.device, seconds: dict[str, float] | None = None) -> None:
         self.device, self.seconds = device, {} if seconds is None else seconds
@@ -253,7 +253,7 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()
 
 
