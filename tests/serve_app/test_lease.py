@@ -1,4 +1,4 @@
-"""Who runs the jobs: laws of the lease and its fence, and two Conductors of which one is paused and replaced."""
+"""Who runs the jobs: laws of the lease and its fence, and two Conductors of which one, or its network, is paused."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from conftest import Running
 from sqlalchemy.exc import OperationalError
 from stores import stores_of
 from test_jobs import REF, accept, new_job
+from wire import Wire
 
 from serve_app.database import events, jobs
 from serve_app.jobs import JobStore
@@ -165,12 +166,15 @@ class Conductor:
         with open(log, "wb") as out, open(f"{log}.err", "wb") as errors:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors)
 
+    def said(self, word: str) -> str:
+        """The first line that starts so; empty if there is none."""
+        return next((line for line in self.log.read_text().splitlines() if line.startswith(word)), "")
+
     async def says(self, word: str, seconds: float = 40) -> str:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            for line in self.log.read_text().splitlines():
-                if line.startswith(word):
-                    return line
+            if line := self.said(word):
+                return line
             await asyncio.sleep(0.02)
         raise AssertionError(f"{self.log} says no {word!r}: {self.log.read_text()}")
 
@@ -192,48 +196,95 @@ class Conductor:
         self.process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("args", [pytest.param("local", marks=pytest.mark.slow), "cloud"], indirect=True)
-async def test_a_paused_conductor_is_replaced_and_ends_itself(args, tmp_path):
-    first = Conductor(args, tmp_path / "first")
-    processes = [first]
-    try:
-        await first.says("leads 1")
-        second = Conductor(args, tmp_path / "second")
-        processes.append(second)
-        service = Service(args, None)
-        service.config = RouterConfig.model_validate({"poll_s": 0.05, "heartbeat_s": 0.5})
-        running = Running(service, None, args.data)
-        await second.says("ready")
-        ids = [
-            (await running.submit(wait=None, optimise_s=8 if i == 0 else 0.4, options={"seed": i})).json()["id"]
-            for i in range(8)
-        ]
-        while service.store.get(ids[0])["percent"] < 10:
+@pytest.fixture
+def conductor(tmp_path):
+    """Starts Conductors; none of them outlives the test."""
+    made: list[Conductor] = []
+
+    def start(args: AppArgs) -> Conductor:
+        made.append(Conductor(args, tmp_path / f"conductor-{len(made)}"))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.process.kill()
+        each.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def jobs_at_work(args: AppArgs):
+    """Eight jobs, one of them being worked on; within, another Conductor takes them over, and `going_on` waits until it
+    has. At the end each has ended once, and its events have no gap and no repeat."""
+    service = Service(args, None)
+    service.config = RouterConfig.model_validate({"poll_s": 0.05, "heartbeat_s": 0.5})
+    running = Running(service, None, args.data)
+    ids = [
+        (await running.submit(wait=None, optimise_s=8 if i == 0 else 0.4, options={"seed": i})).json()["id"]
+        for i in range(8)
+    ]
+
+    def percent() -> float:
+        row = service.store.get(ids[0])
+        assert row is not None
+        return row["percent"]
+
+    async def beyond(reached: float) -> None:
+        while percent() <= reached:
             await asyncio.sleep(0.05)
+
+    async def going_on() -> None:
+        await beyond(percent())
+
+    await beyond(10)
+    yield going_on
+    for job_id in ids:
+        await running.until(job_id, "succeeded", seconds=30)
+        told = await running.events(job_id)
+        assert [number for number, _, _ in told] == list(range(1, len(told) + 1))
+        assert [kind for _, kind, _ in told].count("done") == 1
+        assert [data["state"] for _, kind, data in told if kind == "state"] == ["queued", "running", "succeeded"]
+    ended = [(label, value) for name, label, value in service.store.figures()["tallies"] if name == "jobs"]
+    assert ended == [("reconstruction|nvdiffrec|succeeded|", float(len(ids)))]
+    assert "viewmesh_conductor_epoch 2.0" in (await running.http.get("/metrics")).text
+    await running.http.aclose()
+    await service.close()
+
+
+@pytest.mark.parametrize("args", [pytest.param("local", marks=pytest.mark.slow), "cloud"], indirect=True)
+async def test_a_paused_conductor_is_replaced_and_ends_itself(args, conductor):
+    first = conductor(args)
+    await first.says("leads 1")
+    second = conductor(args)
+    await second.says("ready")
+    async with jobs_at_work(args) as going_on:
         first.pause(args)
         paused = time.monotonic()
         assert await second.says("leads") == "leads 2"
         print(f"replaced {time.monotonic() - paused:.1f} s after the pause began (lease {LEASE_S} s)")  # noqa: T201
         assert time.monotonic() - paused > LEASE_S / 2  # the first had renewed it in between
-        percent = service.store.get(ids[0])["percent"]
-        while service.store.get(ids[0])["percent"] <= percent:
-            await asyncio.sleep(0.05)
+        await going_on()
         first.resume()
         assert await asyncio.to_thread(first.process.wait, 10) == 1
         assert "lost its lease" in await first.says("unhealthy")
-        for job_id in ids:
-            await running.until(job_id, "succeeded", seconds=30)
-            told = await running.events(job_id)
-            assert [number for number, _, _ in told] == list(range(1, len(told) + 1))
-            assert [kind for _, kind, _ in told].count("done") == 1
-            assert [data["state"] for _, kind, data in told if kind == "state"] == ["queued", "running", "succeeded"]
-        ended = [(label, value) for name, label, value in service.store.figures()["tallies"] if name == "jobs"]
-        assert ended == [("reconstruction|nvdiffrec|succeeded|", float(len(ids)))]
-        assert "viewmesh_conductor_epoch 2.0" in (await running.http.get("/metrics")).text
-        assert second.process.poll() is None
-        await running.http.aclose()
-        await service.close()
-    finally:
-        for each in processes:
-            each.process.kill()
-            each.process.wait()
+    assert second.process.poll() is None
+
+
+@pytest.mark.parametrize("args", ["cloud"], indirect=True)
+async def test_a_conductor_whose_network_pauses_has_ended_before_another_works(args, conductor):
+    database = sa.make_url(args.database)
+    assert database.port is not None
+    wire = Wire(database.port)
+    far = database.set(port=wire.port).render_as_string(hide_password=False)
+    first = conductor(args.model_copy(update={"database": far}))
+    await first.says("leads 1")
+    second = conductor(args)
+    await second.says("ready")
+    async with jobs_at_work(args) as going_on:
+        wire.cut()
+        assert await second.says("leads") == "leads 2"
+        assert "lost its lease" in first.said("unhealthy")  # by its own clock: nobody could tell it
+        assert await asyncio.to_thread(first.process.wait, 10) == 1
+        await going_on()
+        wire.mend()  # what the first had sent arrives now
+    assert second.process.poll() is None
+    wire.close()
