@@ -31,6 +31,7 @@ from viewmesh.options import Options
 LISTS = {"views": "view", "masks": "mask", "depth": "depth"}
 SINGLES = {"cameras": "cameras.json", "archive": "archive.zip"}
 TEXTS = ("options", "webhook_url", "image_urls")
+SPILL_BYTES = 1 << 20  # of a part, at most about so much in memory
 NUMBER = re.compile(r"(\d+)(?!.*\d)")
 SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -128,7 +129,7 @@ class Reader:
                             raise ProblemError(413, "too_large", f"More than {self.limits.files} parts.")
                         part = self._part(headers)
                     elif what == "part_data" and part is not None:
-                        part.write(data)
+                        part.add(data)
                     elif what == "part_end" and part is not None:
                         if part.is_text:
                             if part.field in texts:
@@ -140,6 +141,8 @@ class Reader:
                     elif what == "end":
                         ended = True
                 inbox.clear()
+                if part is not None:
+                    await part.spill()
             parser.finalize()
             files = [await commit for commit in commits]
         except FormParserError as error:
@@ -166,7 +169,8 @@ class Reader:
     async def _whole(self, request: Request, part: "_Part") -> list[File]:
         try:
             async for chunk in self._chunks(request):
-                part.write(chunk)
+                part.add(chunk)
+                await part.spill()
             return [await part.commit()]
         finally:
             part.discard()
@@ -243,7 +247,7 @@ class Reader:
             if status != 200:
                 raise ProblemError(422, "image_url_failed", f"image_urls/{i} answered {status}.")
             part = _Part("views", Path(urlsplit(url).path).name, self.store, self.limits)
-            part.write(body)
+            part.add(body)
             files.append(await part.commit())
         return files
 
@@ -256,14 +260,15 @@ class Reader:
 
 @dataclass
 class _Part:
-    """One part on its way to the store."""
+    """One part on its way to the store, hashed and written in threads: the event loop answers others meanwhile."""
 
     field: str
     filename: str
     store: ArtifactStore
     limits: Limits
     size: int = 0
-    buffer: bytearray = dataclasses.field(default_factory=bytearray)
+    arrived: list[bytes] = dataclasses.field(default_factory=list)  # and not yet written
+    held: int = 0  # bytes of that
     digest: Any = dataclasses.field(default_factory=hashlib.sha256)
     spool: Path | None = None
     handle: Any = None
@@ -272,21 +277,29 @@ class _Part:
     def is_text(self) -> bool:
         return self.field in TEXTS
 
-    def write(self, data: bytes) -> None:
+    def add(self, data: bytes) -> None:
         self.size += len(data)
         limit = self._limit()
         if self.size > limit:
             raise Reader._too_large(f"field {self.field}", limit)
-        if self.is_text:
-            self.buffer += data
-            return
-        if self.handle is None:
-            self.spool = self.store.spool()
-            with _room():
-                self.handle = open(self.spool, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by commit or discard)
-        self.digest.update(data)
+        self.arrived.append(data)
+        self.held += len(data)
+
+    async def spill(self) -> None:
+        """Bounds what is held in memory."""
+        if self.held >= SPILL_BYTES and not self.is_text:
+            await asyncio.to_thread(self._write)
+
+    def _write(self) -> None:
         with _room():
-            self.handle.write(data)
+            if self.handle is None:
+                self.spool = self.store.spool()
+                self.handle = open(self.spool, "wb")  # noqa: SIM115  (closed by commit or discard)
+            for data in self.arrived:
+                self.digest.update(data)
+                self.handle.write(data)
+        self.arrived.clear()
+        self.held = 0
 
     def _limit(self) -> int:
         if self.is_text:
@@ -295,28 +308,28 @@ class _Part:
 
     def text(self) -> str:
         try:
-            return self.buffer.decode()
+            return b"".join(self.arrived).decode()
         except UnicodeDecodeError as error:
             raise ProblemError(400, "malformed_body", f"The field {self.field} is not UTF-8.") from error
 
     async def commit(self) -> File:
-        if self.handle is None or self.spool is None:
+        if self.size == 0:
             raise ProblemError(422, "empty_file", f"A file of the field {self.field} is empty.")
-        handle, spool, self.handle = self.handle, self.spool, None
-        sha256 = self.digest.hexdigest()
-        key = f"inputs/{sha256[:2]}/{sha256}"
 
         def put() -> Ref:
+            self._write()
             with _room():
-                handle.close()
-            return self.store.put(spool, key, sha256=sha256, move=True)
+                self.handle.close()
+            assert self.spool is not None
+            sha256 = self.digest.hexdigest()
+            return self.store.put(self.spool, f"inputs/{sha256[:2]}/{sha256}", sha256=sha256, move=True)
 
         try:
             ref = await asyncio.to_thread(put)
         except BaseException:
             self.discard()
             raise
-        self.spool = None
+        self.spool = self.handle = None
         return File(self.field, self.filename, ref)
 
     def discard(self) -> None:
