@@ -5,7 +5,7 @@ import hashlib
 import json
 
 import pytest
-from conftest import Running, views
+from in_process import Running, views
 
 from serve_app import ingress
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import yaml
-from conftest import views
+from in_process import views
 from typer.testing import CliRunner
 
 from deployments.fakes import fake_view

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from conductor_process import LEASE_S
-from conftest import Running
+from in_process import Running
 from sqlalchemy.exc import OperationalError
 from stores import stores_of
 from test_jobs import REF, accept, new_job

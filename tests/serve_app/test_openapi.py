@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from conftest import Running
+from in_process import Running
 
 from serve_app.router import Service
 from serve_app.settings import RouterConfig

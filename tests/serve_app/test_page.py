@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import uvicorn
-from conftest import Running
+from in_process import Running
 
 from deployments.fakes import fake_view, tiny_png
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 import synthetic_views as synthetic
 import torch
 import trimesh
-from conftest import Running, running_service
+from in_process import Running, running_service
 from PIL import Image
 
 from deployments.adapters import nvdiffrec as adapter

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from conftest import running_service
+from in_process import running_service
 
 from serve_app.seats import Seats
 

@@ -7,9 +7,9 @@ import zipfile
 
 import httpx
 import pytest
-from conftest import Running, views
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_process import Running, views
 
 from deployments.artifacts import Ref
 from deployments.fakes import fake_view
