@@ -1,15 +1,11 @@
-"""Every rasteriser that this machine can run; scenes.py and naive.py importable."""
+"""Every rasteriser that this machine can run."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from viewmesh.render.rasterizer import Rasterizer, get_rasterizer
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NVDIFFRAST = pytest.mark.skipif(importlib.util.find_spec("nvdiffrast") is None, reason="nvdiffrast is not installed")
