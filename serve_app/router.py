@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -16,6 +17,8 @@ from serve_app.jobs import JobStore
 from serve_app.replicas import Replicas
 from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
+
+THREADS = 32
 
 
 class Service:
@@ -76,6 +79,8 @@ class Router:
     async def __init__(self, args: dict[str, Any], conductor: Any) -> None:
         settings = AppArgs(**args)
         _refuse_to_be_open(settings)
+        # Serve's would be five: a few uploads on their way to a slow store must not keep everybody's queries waiting.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "router"))
         sys.setswitchinterval(0.0005)  # queries run in threads: the loop must not wait 5 ms for each of them
         self.service = await asyncio.to_thread(Service, settings, conductor)
         await self.service.await_schema()

@@ -11,10 +11,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -28,10 +28,11 @@ from serve_app.problems import ProblemError, of_validation
 from serve_app.settings import Limits, Outbound
 from viewmesh.options import Options
 
+T = TypeVar("T")
 LISTS = {"views": "view", "masks": "mask", "depth": "depth"}
 SINGLES = {"cameras": "cameras.json", "archive": "archive.zip"}
 TEXTS = ("options", "webhook_url", "image_urls")
-SPILL_BYTES = 1 << 20  # of a part, at most about so much in memory
+SPILL_BYTES = 1 << 20  # of a part that was taken from the request and is not yet written
 NUMBER = re.compile(r"(\d+)(?!.*\d)")
 SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -288,7 +289,7 @@ class _Part:
     async def spill(self) -> None:
         """Bounds what is held in memory."""
         if self.held >= SPILL_BYTES and not self.is_text:
-            await asyncio.to_thread(self._write)
+            await _to_its_end(self._write)
 
     def _write(self) -> None:
         with _room():
@@ -325,7 +326,7 @@ class _Part:
             return self.store.put(self.spool, f"inputs/{sha256[:2]}/{sha256}", sha256=sha256, move=True)
 
         try:
-            ref = await asyncio.to_thread(put)
+            ref = await _to_its_end(put)
         except BaseException:
             self.discard()
             raise
@@ -338,6 +339,16 @@ class _Part:
                 self.handle.close()
         if self.spool is not None:
             self.spool.unlink(missing_ok=True)
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """work() in a thread. Who is cancelled waits for it first: what follows may close and delete its file."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ class Side:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """What is computed within is there at its end, for every thread. What it reads must be there at its start."""
+        """What is computed within is there at its end, for every thread. What it reads must be there from its start to
+        its end."""
         if self.stream is None:
             yield
             return

@@ -101,7 +101,7 @@ class LibraryGenerator(OnDevice):
         with self.finishing():
             made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
             drawn = {} if chosen.refine else early_previews(made.mesh, self.device)  # refined, it will look otherwise
-        save_mesh(made.mesh, out, made.gaussians, previews=drawn)
+            save_mesh(made.mesh, out, made.gaussians, previews=drawn)
         if chosen.refine and viewset.cameras is None:
             save_viewset(with_cameras(model, viewset), out.with_name(POSED))
         return {

@@ -11,15 +11,17 @@ import json
 import os
 import sys
 import threading
+import time
 
 from ray import serve
 
-from serve_app import conductor
+from serve_app import conductor, database
 from serve_app.app import build_conductor
 from serve_app.lease import Lease
 from serve_app.settings import AppArgs
 
 LEASE_S = 3.0
+IDLE_IN_TRANSACTION_MS = 6_000
 
 
 class Told(Lease):
@@ -31,11 +33,13 @@ class Told(Lease):
 
 
 def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    """And when, by the clock that all processes of a machine share."""
+    sys.stdout.write(f"{text}\t{time.monotonic()}\n")
     sys.stdout.flush()
 
 
 async def run(args: dict) -> None:
+    database.IDLE_IN_TRANSACTION_MS = IDLE_IN_TRANSACTION_MS
     conductor.Lease = functools.partial(Told, lease_s=LEASE_S, margin_s=1.0, renew_s=0.5)
     graph = build_conductor(AppArgs(**args))
     handle = await asyncio.to_thread(lambda: serve.run(graph, _local_testing_mode=True))

@@ -166,15 +166,17 @@ class Conductor:
         with open(log, "wb") as out, open(f"{log}.err", "wb") as errors:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors)
 
-    def said(self, word: str) -> str:
-        """The first line that starts so; empty if there is none."""
-        return next((line for line in self.log.read_text().splitlines() if line.startswith(word)), "")
-
     async def says(self, word: str, seconds: float = 40) -> str:
+        return (await self.says_when(word, seconds))[0]
+
+    async def says_when(self, word: str, seconds: float = 40) -> tuple[str, float]:
+        """The first line that starts so, and when it was said, by time.monotonic()."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if line := self.said(word):
-                return line
+            for line in self.log.read_text().splitlines(keepends=True):
+                if line.startswith(word) and line.endswith("\n"):
+                    text, _, when = line.rpartition("\t")
+                    return text, float(when)
             await asyncio.sleep(0.02)
         raise AssertionError(f"{self.log} says no {word!r}: {self.log.read_text()}")
 
@@ -229,25 +231,28 @@ async def jobs_at_work(args: AppArgs):
         return row["percent"]
 
     async def beyond(reached: float) -> None:
-        while percent() <= reached:
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while percent() <= reached:
+                await asyncio.sleep(0.05)
 
     async def going_on() -> None:
         await beyond(percent())
 
-    await beyond(10)
-    yield going_on
-    for job_id in ids:
-        await running.until(job_id, "succeeded", seconds=30)
-        told = await running.events(job_id)
-        assert [number for number, _, _ in told] == list(range(1, len(told) + 1))
-        assert [kind for _, kind, _ in told].count("done") == 1
-        assert [data["state"] for _, kind, data in told if kind == "state"] == ["queued", "running", "succeeded"]
-    ended = [(label, value) for name, label, value in service.store.figures()["tallies"] if name == "jobs"]
-    assert ended == [("reconstruction|nvdiffrec|succeeded|", float(len(ids)))]
-    assert "viewmesh_conductor_epoch 2.0" in (await running.http.get("/metrics")).text
-    await running.http.aclose()
-    await service.close()
+    try:
+        await beyond(10)
+        yield going_on
+        for job_id in ids:
+            await running.until(job_id, "succeeded", seconds=30)
+            told = await running.events(job_id)
+            assert [number for number, _, _ in told] == list(range(1, len(told) + 1))
+            assert [kind for _, kind, _ in told].count("done") == 1
+            assert [data["state"] for _, kind, data in told if kind == "state"] == ["queued", "running", "succeeded"]
+        ended = [(label, value) for name, label, value in service.store.figures()["tallies"] if name == "jobs"]
+        assert ended == [("reconstruction|nvdiffrec|succeeded|", float(len(ids)))]
+        assert "viewmesh_conductor_epoch 2.0" in (await running.http.get("/metrics")).text
+    finally:
+        await running.http.aclose()
+        await service.close()
 
 
 @pytest.mark.parametrize("args", [pytest.param("local", marks=pytest.mark.slow), "cloud"], indirect=True)
@@ -271,20 +276,25 @@ async def test_a_paused_conductor_is_replaced_and_ends_itself(args, conductor):
 
 @pytest.mark.parametrize("args", ["cloud"], indirect=True)
 async def test_a_conductor_whose_network_pauses_has_ended_before_another_works(args, conductor):
+    """The network goes away before a COMMIT: the database has seen the fence's look at the epoch, holds its lock, and
+    hears nothing more. It gives the transaction up, another Conductor takes over, and then the COMMIT arrives."""
     database = sa.make_url(args.database)
     assert database.port is not None
-    wire = Wire(database.port)
-    far = database.set(port=wire.port).render_as_string(hide_password=False)
-    first = conductor(args.model_copy(update={"database": far}))
-    await first.says("leads 1")
-    second = conductor(args)
-    await second.says("ready")
-    async with jobs_at_work(args) as going_on:
-        wire.cut()
-        assert await second.says("leads") == "leads 2"
-        assert "lost its lease" in first.said("unhealthy")  # by its own clock: nobody could tell it
-        assert await asyncio.to_thread(first.process.wait, 10) == 1
-        await going_on()
-        wire.mend()  # what the first had sent arrives now
-    assert second.process.poll() is None
-    wire.close()
+    with Wire(database.port) as wire:
+        far = database.set(port=wire.port).render_as_string(hide_password=False)
+        first = conductor(args.model_copy(update={"database": far}))
+        await first.says("leads 1")
+        second = conductor(args)
+        await second.says("ready")
+        async with jobs_at_work(args) as going_on:
+            wire.cut_before(b"COMMIT")
+            assert await asyncio.to_thread(wire.was_cut.wait, 10)
+            said, ended = await first.says_when("unhealthy")
+            assert "lost its lease" in said  # by its own clock: nobody could tell it
+            assert await asyncio.to_thread(first.process.wait, 10) == 1
+            leads, taken = await second.says_when("leads")
+            assert leads == "leads 2"
+            assert ended < taken
+            wire.mend()
+            await going_on()
+        assert second.process.poll() is None

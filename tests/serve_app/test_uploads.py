@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import time
 import zipfile
 
 import httpx
@@ -11,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import Running, views
 
-from deployments.artifacts import Ref
+from deployments.artifacts import ArtifactStore, Ref
 from deployments.fakes import fake_view
 from serve_app.problems import ProblemError
 from serve_app.settings import Limits
-from serve_app.uploads import File, named
+from serve_app.uploads import SPILL_BYTES, File, _Part, named
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 URL = "/v1/reconstructions"
@@ -146,6 +147,22 @@ ref = Ref("inputs/00/0", "0" * 64, 1)
 
 def files(field: str, *names: str) -> list[File]:
     return [File(field, name, ref) for name in names]
+
+
+@pytest.mark.parametrize("step", [_Part.spill, _Part.commit])
+async def test_an_upload_that_is_given_up_while_it_is_written_leaves_no_file(tmp_path, monkeypatch, step):
+    store = ArtifactStore(tmp_path.as_uri())
+    opening = store.spool
+    monkeypatch.setattr(store, "spool", lambda: (time.sleep(0.3), opening())[1])
+    part = _Part("views", "front.png", store, Limits())
+    part.add(b"x" * 2 * SPILL_BYTES)
+    task = asyncio.create_task(step(part))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    part.discard()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 async def test_names_match_by_number_else_by_order():
