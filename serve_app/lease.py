@@ -89,30 +89,20 @@ class Lease:
 
     def acquire(self) -> bool:
         """Takes the lease if it is free, has run out, or its holder is a dead process of this machine."""
-        asked = time.monotonic()
         held = self.look()
         if held is not None and held.left_s > 0 and not held.process.is_dead():
             return False
         with self.engine.begin() as connection:
+            # May wait long for a holder that has gone in the middle of a transaction: the clocks are read after it.
+            connection.execute(sa.select(leases.c.epoch).where(leases.c.role == ROLE).with_for_update())
+            asked = time.monotonic()
             epoch = self._take(connection, held)
         if epoch is None:
             return False  # another one was faster
         self.epoch, self.until = epoch, asked + self.lease_s - self.margin_s
-        if not self.proven and not self._renewed():
-            return False
         log.info(f"this Conductor runs the jobs now: lease epoch {epoch}")
         threading.Thread(target=self._renew_for_ever, name="lease-renewal", daemon=True).start()
         threading.Thread(target=self._watch, name="lease-watch", daemon=True).start()
-        return True
-
-    def _renewed(self) -> bool:
-        """Of a lease that had run out when it was got, because that waited for the locks of a holder who had gone in
-        the middle of a transaction."""
-        try:
-            self.renew()
-        except LeaseLost:  # a third one was faster
-            self.epoch = None
-            return False
         return True
 
     def _take(self, connection: sa.Connection, held: Held | None) -> int | None:

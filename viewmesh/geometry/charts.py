@@ -52,9 +52,7 @@ def projected(vertices: np.ndarray, faces: np.ndarray) -> Charts:
     patch = _patches(faces, side)
     first, inverse = equal_rows(np.stack([np.repeat(patch, 3), faces.ravel()], 1))
     vertex = faces.ravel()[first]
-    side_of_patch = np.zeros(patch.max() + 1, np.int64)
-    side_of_patch[patch] = side
-    p, k = vertices[vertex].astype(np.float64), side_of_patch[np.repeat(patch, 3)[first]]
+    p, k = vertices[vertex].astype(np.float64), np.repeat(side, 3)[first]
     axis, positive = k % 3, k < 3
     n = np.arange(len(p))
     x, y = p[n, (axis + 1) % 3], p[n, (axis + 2) % 3]
