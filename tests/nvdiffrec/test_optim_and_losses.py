@@ -47,14 +47,36 @@ def test_field_smoothness_is_zero_for_linear_fields_only():
     assert float(losses.field_smoothness(bumped, center, band=10.0)) > 1e-4
 
 
-def test_sign_entropy_counts_only_crossing_edges():
-    sdf = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
-    value = losses.sign_entropy(sdf, torch.tensor([[0, 1], [1, 2]]))
-    softplus = torch.nn.functional.softplus
-    torch.testing.assert_close(value, softplus(torch.tensor(1.0)) + softplus(torch.tensor(2.0)))
-    value.backward()
-    assert float(sdf.grad[2]) == 0
-    assert float(losses.sign_entropy(torch.ones(3), torch.tensor([[0, 1]]))) == 0
+def test_sign_entropy_is_the_cross_entropy_of_crossing_edges_with_their_other_end():
+    field = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    number = torch.arange(field.numel()).reshape(field.shape)
+    edges = [torch.stack([number.narrow(k, 0, n - 1), number.narrow(k, 1, n - 1)], -1).reshape(-1, 2)
+             for k, n in enumerate(field.shape)]  # fmt: skip
+    edges = torch.cat(edges)
+    a, b = field.flatten()[edges].unbind(1)
+    crossing = (a < 0) != (b < 0)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    a, b = a[crossing], b[crossing]
+    naive = bce(a, (b > 0).to(a)) + bce(b, (a > 0).to(b))
+    ours = losses.sign_entropy(field, losses.box_crossings(field))
+    torch.testing.assert_close(ours, naive)
+    torch.testing.assert_close(*(torch.autograd.grad(value, field)[0] for value in (ours, naive)))
+    flat = field.detach().flatten()
+    assert torch.equal(losses.crossings_of(flat, edges), losses.box_crossings(field.detach()).flatten())
+    assert float(losses.sign_entropy(torch.ones(3), torch.zeros(3))) == 0
+
+
+def test_box_smoothness_is_the_mean_square_of_the_laplacian_near_the_surface():
+    field = torch.randn(5, 6, 7, generator=torch.Generator().manual_seed(0))
+    squares = []
+    for x in range(1, 4):
+        for y in range(1, 5):
+            for z in range(1, 6):
+                steps = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+                around = sum(float(field[x + i, y + j, z + k]) for i, j, k in steps) / 6
+                if abs(float(field[x, y, z])) < 0.5:
+                    squares.append((around - float(field[x, y, z])) ** 2)
+    assert float(losses.box_smoothness(field, band=0.5)) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
 
 
 def test_depth_counts_only_what_both_know():

@@ -41,12 +41,15 @@ class DualTables:
     patches: (256,) number of dual vertices. patch_of_edge: (256, 12) which one a crossed edge belongs to, else -1.
     edges_of_patch: (256, 4, 7) the same the other way round, padded with -1.
     invert_if: (256, 3) the offset to the neighbouring cube across the problem side of a C16 or C19 case, else 0.
+    edge_corners: (12, 2) and edge_rank: (12,), the constants of those names.
     """
 
     patches: Tensor  # (256,)
     patch_of_edge: Tensor  # (256, 12)
     edges_of_patch: Tensor  # (256, 4, 7)
     invert_if: Tensor  # (256, 3)
+    edge_corners: Tensor  # (12, 2)
+    edge_rank: Tensor  # (12,)
 
 
 def _sides() -> list[tuple[tuple[int, int, int], list[int], list[int]]]:
@@ -110,4 +113,5 @@ def dual_tables(device: torch.device) -> DualTables:
         for k, patch in enumerate(patches):
             patch_of_edge[case, patch] = k
             edges_of_patch[case, k, : len(patch)] = torch.tensor(patch)
-    return DualTables(*(t.to(device) for t in (count, patch_of_edge, edges_of_patch, invert_if)))
+    edges = torch.tensor(EDGE_CORNERS), torch.tensor(EDGE_RANK)
+    return DualTables(*(t.to(device) for t in (count, patch_of_edge, edges_of_patch, invert_if, *edges)))

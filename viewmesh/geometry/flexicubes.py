@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viewmesh.geometry.dual_tables import CORNERS, EDGE_CORNERS, EDGE_RANK, MAX_PATCHES, DualTables, dual_tables
+from viewmesh.geometry.dual_tables import CORNERS, MAX_PATCHES, DualTables, dual_tables
 from viewmesh.geometry.mesh import Mesh
+from viewmesh.geometry.rows import rows_at
 
 WEIGHT_SCALE = 0.99  # keeps beta and alpha in (0.01, 1.99) and gamma in (0.005, 0.995)
 
@@ -118,34 +119,57 @@ def extract(
         owner, edges = _dual_vertices(case, first, tables)  # (V,), (V, 7)
         quads = _quads(grid.corners[cubes], case, first, sdf, tables)  # (Q, 4)
 
-    corners = grid.corners[cubes]  # (S, 8)
-    beta, alpha, gamma = _activate(None if weights is None else weights[cubes])
     values = positions if attributes is None else torch.cat([positions, attributes.to(positions.dtype)], 1)
-    crossing, mask = _crossings(corners, owner, edges, values, sdf, alpha)  # (V, 7, 3 + K), (V, 7)
-    share = mask.to(sdf.dtype) if beta is None else beta[owner[:, None], edges] * mask
-    share = share / share.sum(1, keepdim=True)
-    dual = (crossing * share[..., None]).sum(1)  # (V, 3 + K)
-
-    vertices, extra = dual[:, :3], (None if attributes is None else dual[:, 3:])
-    vertex_gamma = torch.full_like(dual[:, 0], 0.5) if gamma is None else gamma[owner]
-    l_dev = _deviation(crossing[..., :3] - vertices[:, None], mask)
+    mask, edges = edges >= 0, edges.clamp(min=0)
+    ends = tables.edge_corners[edges]  # (V, 7, 2)
+    point = grid.corners[cubes][owner[:, None, None], ends]  # (V, 7, 2)
+    beta = alpha = gamma = None
+    if weights is not None:
+        raw = rows_at(weights, cubes[owner])  # (V, 21)
+        beta, alpha = rows_at(raw.flatten(), _of(edges, 0)), rows_at(raw.flatten(), _of(ends, 12))
+        gamma = raw[:, 20]
+    dual, vertex_gamma, l_dev = _placed(rows_at(values, point), rows_at(sdf, point), beta, alpha, gamma, mask)
+    vertices, extra = (dual, None) if attributes is None else dual.split((3, dual.shape[1] - 3), 1)
     if split == "two":
         faces = _two_triangles(quads, vertex_gamma)
         return FlexiMesh(vertices, faces, extra, l_dev, cubes[owner])
     if split == "four":
         centers, faces = _four_triangles(quads, vertex_gamma, dual)
         dual = torch.cat([dual, centers])
+        vertices, extra = (dual, None) if attributes is None else dual.split((3, dual.shape[1] - 3), 1)
         cube = torch.cat([cubes[owner], cubes.new_full((len(centers),), -1)])
-        return FlexiMesh(dual[:, :3], faces, None if attributes is None else dual[:, 3:], l_dev, cube)
+        return FlexiMesh(vertices, faces, extra, l_dev, cube)
     raise ValueError(f"split must be 'two' or 'four', got {split!r}.")
 
 
-def _activate(raw: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(S, 21) to beta (S, 12), alpha (S, 8), gamma (S,)."""
-    if raw is None:
-        return None, None, None
-    moved = raw[:, :20].tanh() * WEIGHT_SCALE + 1
-    return moved[:, :12], moved[:, 12:], raw[:, 20].sigmoid() * WEIGHT_SCALE + (1 - WEIGHT_SCALE) / 2
+def _of(column: Tensor, offset: int) -> Tensor:
+    """Where `column` + offset of each vertex's 21 weights is in all of them, for columns (V, ...)."""
+    row = torch.arange(len(column), device=column.device) * 21 + offset
+    return row.reshape(-1, *[1] * (column.ndim - 1)) + column
+
+
+def _placed(
+    values: Tensor, distance: Tensor, beta: Tensor | None, alpha: Tensor | None, gamma: Tensor | None, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each dual vertex's values (V, 3 + K), its gamma (V,), and L_dev.
+
+    values (V, 7, 2, 3 + K) and distance (V, 7, 2) at both ends of the edges that the surface crosses around it, mask
+    (V, 7): those that are no padding. beta (V, 7), alpha (V, 7, 2), gamma (V,) before activation, or None.
+    """
+    if alpha is not None:
+        distance = distance * (alpha.tanh() * WEIGHT_SCALE + 1)
+    # padding gets a harmless crossing, so that no infinity meets a zero weight in the backward pass
+    (d0, d1), (v0, v1) = distance.unbind(-1), values.unbind(2)
+    d0, d1 = torch.where(mask, d0, -1.0), torch.where(mask, d1, 1.0)
+    crossing = torch.lerp(v0, v1, (d0 / (d0 - d1))[..., None])  # (V, 7, 3 + K)
+    share = mask.to(distance.dtype) if beta is None else (beta.tanh() * WEIGHT_SCALE + 1) * mask
+    share = share / share.sum(1, keepdim=True)
+    dual = (crossing * share[..., None]).sum(1)
+    if gamma is None:
+        gamma = torch.zeros_like(dual[:, 0])
+    gamma = gamma.sigmoid() * WEIGHT_SCALE + (1 - WEIGHT_SCALE) / 2
+    offset = crossing - dual[:, None]
+    return dual, gamma, _deviation(offset if offset.shape[-1] == 3 else offset[..., :3], mask)
 
 
 def _surface_cubes(grid: CubeGrid, sdf: Tensor, tables: DualTables) -> tuple[Tensor, Tensor]:
@@ -157,18 +181,14 @@ def _surface_cubes(grid: CubeGrid, sdf: Tensor, tables: DualTables) -> tuple[Ten
     case = (inside[grid.corners[cubes]] * bit).sum(1)
 
     # C16 and C19 facing each other across their problem side: both become their complement
-    offset = tables.invert_if[case]
-    problem = (offset != 0).any(1).nonzero()[:, 0]
-    coords = grid.coords[cubes[problem]]
-    there = coords + offset[problem]
+    offset, coords = tables.invert_if[case], grid.coords[cubes]
+    problem, there = (offset != 0).any(1), coords + offset
     in_lattice = ((there >= 0) & (there < grid.resolution)).all(1)
     key = point_key(coords, grid.resolution)  # sorted, as the cubes are
     wanted = point_key(there, grid.resolution)
-    if len(key):
-        at = torch.searchsorted(key, wanted).clamp(max=len(key) - 1)
-        faces_another = in_lattice & (key[at] == wanted)
-        case[problem] = torch.where(faces_another, 255 - case[problem], case[problem])
-    return cubes, case
+    at = torch.searchsorted(key, wanted).clamp(max=max(len(key) - 1, 0))
+    faces_another = problem & in_lattice & (key[at] == wanted) & problem[at]
+    return cubes, torch.where(faces_another, 255 - case, case)
 
 
 def _first_vertex(patches: Tensor) -> Tensor:
@@ -193,25 +213,6 @@ def _dual_vertices(case: Tensor, first: Tensor, tables: DualTables) -> tuple[Ten
     return owner, tables.edges_of_patch[case[owner], patch]
 
 
-def _crossings(
-    corners: Tensor, owner: Tensor, edges: Tensor, values: Tensor, sdf: Tensor, alpha: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Where the surface crosses each dual vertex's edges: interpolated `values` (V, 7, K), mask (V, 7) of real ones."""
-    mask = edges >= 0
-    ends = torch.tensor(EDGE_CORNERS, device=corners.device)[edges]  # (V, 7, 2); padding reads edge -1, unused
-    point = corners[owner[:, None, None], ends]  # (V, 7, 2)
-    distance = sdf[point]
-    if alpha is not None:
-        distance = distance * alpha[owner[:, None, None], ends]
-    # padding gets a harmless crossing, so that no infinity meets a zero weight in the backward pass
-    d0 = torch.where(mask, distance[..., 0], -1.0)
-    d1 = torch.where(mask, distance[..., 1], 1.0)
-    t = (d0 / (d0 - d1))[..., None]
-    v0, v1 = values.index_select(0, point[..., 0].flatten()), values.index_select(0, point[..., 1].flatten())
-    shape = (*mask.shape, values.shape[1])
-    return torch.lerp(v0.reshape(shape), v1.reshape(shape), t), mask
-
-
 def _deviation(offset: Tensor, mask: Tensor) -> Tensor:
     """L_dev from offsets (V, 7, 3) of the crossings to their dual vertex."""
     distance = torch.linalg.vector_norm(offset, dim=-1)
@@ -223,10 +224,9 @@ def _quads(corners: Tensor, case: Tensor, first: Tensor, sdf: Tensor, tables: Du
     """The dual vertices (Q, 4) around each crossed edge that four cubes share, in winding order."""
     patch = tables.patch_of_edge[case]  # (S, 12)
     cube, edge = (patch >= 0).nonzero(as_tuple=True)
-    ends = torch.tensor(EDGE_CORNERS, device=case.device)[edge]  # (P, 2)
-    point = corners[cube[:, None], ends]
+    point = corners[cube[:, None], tables.edge_corners[edge]]  # (P, 2)
     # lattice edges in lexicographic order of their two points; the cubes around one stay in the order of the cubes
-    key = point[:, 0] * 3 + torch.tensor(EDGE_RANK, device=case.device)[edge]
+    key = point[:, 0] * 3 + tables.edge_rank[edge]
     if 3 * len(sdf) < 2**31:
         key = key.int()
     key, order = key.sort(stable=True)
@@ -234,23 +234,26 @@ def _quads(corners: Tensor, case: Tensor, first: Tensor, sdf: Tensor, tables: Du
     four = order[shared[:, None] + torch.arange(4, device=case.device)]  # (Q, 4)
     quads = (first[cube] + patch[cube, edge])[four]
     flipped = sdf[point[four[:, 0], 0]] > 0
+    first_flipped = (~flipped).byte().argsort(stable=True)  # two selections would each wait for the device
+    flipped, (a, b, c, d) = flipped[first_flipped], quads[first_flipped].unbind(1)
     # the cubes around an edge come as (-,-) (-,+) (+,-) (+,+): around it in a ring is 0 1 3 2
-    return torch.cat([quads[flipped][:, [0, 1, 3, 2]], quads[~flipped][:, [2, 3, 1, 0]]])
+    return torch.where(flipped[:, None], torch.stack([a, b, d, c], 1), torch.stack([c, d, b, a], 1))
 
 
 def _two_triangles(quads: Tensor, gamma: Tensor) -> Tensor:
-    g = gamma.detach()[quads]
+    g, (a, b, c, d) = gamma.detach()[quads], quads.unbind(1)
     along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
-    split_02, split_13 = quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]
+    split_02, split_13 = torch.stack([a, b, c, a, c, d], 1), torch.stack([a, b, d, d, b, c], 1)
     return torch.where(along_02[:, None], split_02, split_13).reshape(-1, 3)
 
 
 def _four_triangles(quads: Tensor, gamma: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
     """Centre values (Q, K): the two diagonals' midpoints, weighted by gamma; and the faces around them."""
-    g, d = gamma[quads], dual[quads]  # (Q, 4), (Q, 4, K)
-    g_02, g_13 = g[:, 0] * g[:, 2], g[:, 1] * g[:, 3]
+    g, d = rows_at(gamma, quads), rows_at(dual, quads)  # (Q, 4), (Q, 4, K)
+    (g0, g1, g2, g3), (d0, d1, d2, d3) = g.unbind(1), d.unbind(1)
+    g_02, g_13 = g0 * g2, g1 * g3
     t = (g_13 / (g_02 + g_13))[:, None]
-    centers = torch.lerp((d[:, 0] + d[:, 2]) / 2, (d[:, 1] + d[:, 3]) / 2, t)
+    centers = torch.lerp((d0 + d2) / 2, (d1 + d3) / 2, t)
     center = torch.arange(len(quads), device=quads.device) + len(dual)
     rim = torch.stack([quads, quads.roll(-1, 1)], -1)  # (Q, 4, 2)
     faces = torch.cat([rim, center[:, None, None].expand(-1, 4, 1)], -1)

@@ -4,20 +4,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from viewmesh.geometry.rows import rows_at
+
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Cross products of two edges, (F, 3): twice the area long, to the side that sees the face counter-clockwise."""
-    a, b, c = (vertices.index_select(0, faces[:, i]) for i in range(3))
+    a, b, c = rows_at(vertices, faces).unbind(1)
     return torch.linalg.cross(b - a, c - a)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Unit area-weighted normals (V, 3) of vertices (V, 3); (0, 0, 1) at a vertex without area around it."""
-    n = face_normals(vertices, faces)
-    total = torch.zeros_like(vertices)
-    for i in range(3):
-        total = total.index_add(0, faces[:, i], n)
-    return _unit(total, torch.tensor([0.0, 0, 1]).to(vertices))
+    n = face_normals(vertices, faces)[:, None].expand(-1, 3, -1).reshape(-1, 3)  # one for each corner
+    return _unit(torch.zeros_like(vertices).index_add(0, faces.flatten(), n), _plus_z(vertices))
 
 
 def vertex_tangents(vertices: Tensor, faces: Tensor, normals: Tensor, uvs: Tensor, uv_faces: Tensor) -> Tensor:
@@ -27,23 +26,36 @@ def vertex_tangents(vertices: Tensor, faces: Tensor, normals: Tensor, uvs: Tenso
     points to the top of the texture, against growing v. A uv row without area around it gets any orthogonal tangent.
     normals: (V, 3) unit vertex normals.
     """
-    p, t = vertices[faces], uvs[uv_faces]  # (F, 3, 3), (F, 3, 2)
+    along, turn = _corner_tangents(rows_at(vertices, faces), rows_at(uvs, uv_faces), rows_at(normals, faces))
+    at = uv_faces.flatten()
+    total = vertices.new_zeros(len(uvs), 3).index_add(0, at, along.flatten(0, 1))
+    sign = vertices.new_zeros(len(uvs)).index_add(0, at, turn.flatten())
+    normal = _plus_z(vertices).repeat(len(uvs), 1).index_put((at,), normals[faces.flatten()])
+    return _frames(total, sign, normal)
+
+
+def _corner_tangents(p: Tensor, t: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """What each corner adds to its uv row's tangent (F, 3, 3) and sign (F, 3); p, n (F, 3, 3), t (F, 3, 2)."""
     (e1, e2), (d1, d2) = ((x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]) for x in (p, t))
     area = d1[:, 0] * d2[:, 1] - d2[:, 0] * d1[:, 1]  # (F,), v grows downwards: negative where not mirrored
-    along_u = _unit((d2[:, 1:] * e1 - d1[:, 1:] * e2) * area.sign()[:, None], torch.zeros(3).to(p))
-    total, sign = p.new_zeros(len(uvs), 3), p.new_zeros(len(uvs))
-    normal = torch.tensor([0.0, 0, 1]).to(p).repeat(len(uvs), 1)
-    for i in range(3):
-        n = normals.index_select(0, faces[:, i])
-        a, b = _unit(p[:, (i + 1) % 3] - p[:, i]), _unit(p[:, (i + 2) % 3] - p[:, i])
-        angle = torch.arccos((a * b).sum(-1).clamp(-1 + 1e-6, 1 - 1e-6))[:, None]
-        projected = _unit(along_u - n * (n * along_u).sum(-1, keepdim=True), torch.zeros(3).to(p))
-        total = total.index_add(0, uv_faces[:, i], angle * projected)
-        sign = sign.index_add(0, uv_faces[:, i], -angle[:, 0] * area.sign())
-        normal = normal.index_copy(0, uv_faces[:, i], n)
-    axis = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(p)
+    zero = p.new_zeros(3)
+    along_u = _unit((d2[:, 1:] * e1 - d1[:, 1:] * e2) * area.sign()[:, None], zero)[:, None]  # (F, 1, 3)
+    a, b = _unit(p.roll(-1, 1) - p), _unit(p.roll(-2, 1) - p)  # from each corner to the next two
+    angle = torch.arccos((a * b).sum(-1, keepdim=True).clamp(-1 + 1e-6, 1 - 1e-6))  # (F, 3, 1)
+    along = angle * _unit(along_u - n * (n * along_u).sum(-1, keepdim=True), zero)
+    return along, -angle[..., 0] * area.sign()[:, None]
+
+
+def _frames(total: Tensor, sign: Tensor, normal: Tensor) -> Tensor:
+    """Tangents (T, 4) of the summed corners; any orthogonal one where they cancel."""
+    axis = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(total)
     tangent = _unit(total, _unit(torch.linalg.cross(axis, normal)))
-    return torch.cat([tangent, torch.where(sign < 0, -1.0, 1.0).to(p)[:, None]], -1)
+    return torch.cat([tangent, torch.where(sign < 0, -1.0, 1.0).to(total)[:, None]], -1)
+
+
+def _plus_z(like: Tensor) -> Tensor:
+    """(0, 0, 1) as `like`: made where it is wanted, for a GPU waits for what comes from elsewhere."""
+    return (torch.arange(3, device=like.device) == 2).to(like)
 
 
 def _unit(v: Tensor, otherwise: Tensor | None = None) -> Tensor:

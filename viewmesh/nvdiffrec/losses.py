@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
+from viewmesh.geometry.rows import rows_at
 from viewmesh.render.shading import linear_to_srgb
 
 
@@ -29,15 +31,42 @@ def depth_l1(depth: Tensor, target: Tensor, *, limit: float = 0.1) -> Tensor:
     return torch.where(known, error, 0).sum() / known.sum().clamp(min=1)
 
 
-def sign_entropy(sdf: Tensor, edges: Tensor) -> Tensor:
-    """Pulls the ends of crossing lattice edges towards each other's sign: removes floaters (DMTet, eq. 2)."""
-    a, b = sdf[edges].unbind(-1)
-    crossing = (a < 0) != (b < 0)
-    a, b = a[crossing], b[crossing]
-    bce = torch.nn.functional.binary_cross_entropy_with_logits
-    if len(a) == 0:
-        return sdf.sum() * 0
-    return bce(a, (b > 0).to(a)) + bce(b, (a > 0).to(b))
+def sign_entropy(sdf: Tensor, crossings: Tensor) -> Tensor:
+    """Pulls the ends of crossing lattice edges towards each other's sign: removes floaters. crossings, as sdf: at how
+    many such edges each point is.
+
+    DMTet, eq. 2: the mean over these edges of the cross-entropy of either end with the other's sign. For a distance d
+    whose other end has the other sign that is softplus(|d|), whatever the other end is.
+    """
+    return (softplus(sdf.abs()) * crossings).sum() / (crossings.sum() / 2).clamp(min=1)
+
+
+@torch.no_grad()
+def crossings_of(sdf: Tensor, edges: Tensor) -> Tensor:
+    """At how many edges (E, 2) whose ends differ in sign each point of sdf (G,) is."""
+    a, b = (sdf < 0)[edges].unbind(1)
+    return torch.zeros_like(sdf).index_add_(0, edges.flatten(), (a != b).to(sdf).repeat_interleave(2))
+
+
+@torch.no_grad()
+def box_crossings(field: Tensor) -> Tensor:
+    """`crossings_of` for the edges between neighbours of a cubic lattice (X, Y, Z)."""
+    inside, total = field < 0, torch.zeros_like(field)
+    for axis in range(3):
+        n = field.shape[axis] - 1
+        crossing = inside.narrow(axis, 0, n) != inside.narrow(axis, 1, n)
+        total.narrow(axis, 0, n).add_(crossing)
+        total.narrow(axis, 1, n).add_(crossing)
+    return total
+
+
+def box_smoothness(field: Tensor, band: float) -> Tensor:
+    """Mean squared Laplacian of a cubic lattice's field (X, Y, Z) at its inner points within |value| < band."""
+    inner = field[1:-1, 1:-1, 1:-1]
+    along = (field[2:, 1:-1, 1:-1] + field[:-2, 1:-1, 1:-1], field[1:-1, 2:, 1:-1] + field[1:-1, :-2, 1:-1])
+    mean = (along[0] + along[1] + field[1:-1, 1:-1, 2:] + field[1:-1, 1:-1, :-2]) / 6
+    near = inner.detach().abs() < band
+    return ((mean - inner) ** 2 * near).sum() / near.sum().clamp(min=1)
 
 
 def field_smoothness(corner: Tensor, center: Tensor, band: float) -> Tensor:
@@ -53,7 +82,8 @@ def field_smoothness(corner: Tensor, center: Tensor, band: float) -> Tensor:
 def laplacian(offsets: Tensor, edges: Tensor, degree: Tensor) -> Tensor:
     """Mean squared umbrella Laplacian of per-vertex offsets (V, 3); edges (E, 2) each once, degree (V, 1)."""
     total = torch.zeros_like(offsets)
-    total = total.index_add(0, edges[:, 0], offsets[edges[:, 1]]).index_add(0, edges[:, 1], offsets[edges[:, 0]])
+    a, b = edges.unbind(1)
+    total = total.index_add(0, a, rows_at(offsets, b)).index_add(0, b, rows_at(offsets, a))
     return ((total / degree - offsets) ** 2).sum(-1).mean()
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam as torch_adam
 
 Variables = dict[str, Tensor]
 
@@ -37,15 +38,14 @@ def adam(
 
     A variable without a gradient, or without a rate, is left alone.
     """
-    count = moments.count + 1
-    b1, b2 = betas
     for name, rate in rates.items():
         gradient = gradients.get(name)
         if gradient is None:
             continue
-        m, v = moments.first[name], moments.second[name]
-        m.lerp_(gradient, 1 - b1)
-        v.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-        scale = (v / (1 - b2**count)).sqrt_().add_(eps)
-        variables[name].addcdiv_(m, scale, value=-rate / (1 - b1**count))
-    return Moments(moments.first, moments.second, count)
+        seen = torch.full((), float(moments.count), device=gradient.device)
+        torch_adam(
+            [variables[name]], [gradient.contiguous()], [moments.first[name]], [moments.second[name]], [], [seen],
+            fused=True, amsgrad=False, beta1=betas[0], beta2=betas[1], lr=rate, weight_decay=0.0, eps=eps,
+            maximize=False,
+        )  # fmt: skip
+    return Moments(moments.first, moments.second, moments.count + 1)

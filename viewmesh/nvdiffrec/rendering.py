@@ -11,6 +11,7 @@ from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
 from viewmesh.geometry.normals import vertex_normals
+from viewmesh.geometry.rows import rows_at
 from viewmesh.render.rasterizer import Rasterizer, Topology
 
 NEAR, FAR = 0.05, 20.0  # z-depths, scene units: the scene fits in a unit cube, cameras stand outside or close by
@@ -54,8 +55,8 @@ class Picture:
 
 def viewpoint(cameras: Cameras, device: torch.device | str, correction: Tensor | None = None) -> Viewpoint:
     """correction: (B, 6) small rotation (radians) and translation of each camera in its own frame, differentiable."""
-    camera_from_scene = cameras.camera_from_world.to(device)
-    projection = cameras.clip_from_camera(NEAR, FAR).to(device)
+    camera_from_scene = cameras.camera_from_world.to(device, non_blocking=True)
+    projection = cameras.clip_from_camera(NEAR, FAR).to(device, non_blocking=True)
     if correction is not None:
         camera_from_scene = torch.matrix_exp(_twist(correction.double())) @ camera_from_scene
     rotation, translation = camera_from_scene[:, :3, :3], camera_from_scene[:, :3, 3:]
@@ -84,21 +85,27 @@ def picture(
 ) -> Picture:
     """Rasterises vertices (V, 3) and faces (F, 3) from B cameras, shades the covered pixels, antialiases the edges."""
     clip = torch.cat([vertices, torch.ones_like(vertices[:, :1])], -1) @ cameras.clip_from_scene.mT  # (B, V, 4)
+    faces = faces.int() if faces.is_cuda else faces  # what its rasteriser works with
     rast = rasterizer.rasterize(clip, faces, size, size).rast
-    covered = (rast[..., 3] > 0).nonzero(as_tuple=True)
-    flat = rast[covered]
+    covered = (rast[..., 3].flatten() > 0).nonzero()[:, 0]  # a GPU is waited for here, and nowhere else
+    flat, of_image = rows_at(rast.flatten(0, 2), covered), covered // (size * size)
     attributes = torch.cat([vertices, vertex_normals(vertices, faces)], -1)
     mixed, _ = rasterizer.interpolate(attributes, flat, faces)
-    points = mixed[:, :3]
-    view = torch.nn.functional.normalize(cameras.center[covered[0]] - points, dim=-1)
-    normals = torch.nn.functional.normalize(mixed[:, 3:], dim=-1)
-    samples = Samples(flat, covered[0], points, normals, view)
-    color = shade(samples)
-    axis = cameras.axis[covered[0]]
-    z = (points * axis[:, :3]).sum(-1) + axis[:, 3]
+    points, normals, view, z = _seen_from(cameras.center[of_image], cameras.axis[of_image], mixed)
+    color = shade(Samples(flat, of_image, points, normals, view))
 
-    canvas = torch.cat([color, torch.ones_like(color[:, :1])], -1)
-    image = torch.zeros(*rast.shape[:3], 4, device=canvas.device).index_put(covered, canvas)
-    smooth = rasterizer.antialias(image, rast, clip, faces, topology)
-    depth = torch.zeros(rast.shape[:3], device=canvas.device).index_put(covered, z)
-    return Picture(smooth[..., :3], smooth[..., 3:], depth)
+    def canvas(values: Tensor) -> Tensor:
+        empty = values.new_zeros(rast[..., 0].numel(), values.shape[1])
+        return empty.index_put((covered,), values).reshape(*rast.shape[:3], -1)
+
+    rgba = canvas(torch.cat([color, torch.ones_like(z)], -1))
+    smooth, alpha = rasterizer.antialias(rgba, rast, clip, faces, topology).split((3, 1), -1)
+    return Picture(smooth, alpha, canvas(z).squeeze(-1))
+
+
+def _seen_from(center: Tensor, axis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points, unit normals and view directions (P, 3), z-depth (P, 1), of points and normals (P, 6)."""
+    points, normals = mixed.split(3, -1)
+    view = torch.nn.functional.normalize(center - points, dim=-1)
+    z = (points * axis[:, :3]).sum(-1, keepdim=True) + axis[:, 3:]
+    return points, torch.nn.functional.normalize(normals, dim=-1), view, z

@@ -13,7 +13,7 @@ from torch import Tensor
 from viewmesh.geometry.flexicubes import CubeGrid, extract, sparse_grid
 from viewmesh.geometry.tets import TetGrid, bcc_grid, marching_tets, narrowed
 from viewmesh.nvdiffrec.initial import Field
-from viewmesh.nvdiffrec.losses import field_smoothness, sign_entropy
+from viewmesh.nvdiffrec.losses import box_crossings, box_smoothness, crossings_of, field_smoothness, sign_entropy
 from viewmesh.nvdiffrec.optim import Variables
 from viewmesh.nvdiffrec.presets import Preset
 from viewmesh.progress import check, never
@@ -76,17 +76,17 @@ class TetShape:
         smooth = field_smoothness(
             sdf[:corners].reshape(nx + 1, ny + 1, nz + 1), sdf[corners:].reshape(nx, ny, nz), band=BAND
         )
-        entropy = sign_entropy(sdf, self.near.edges)
+        entropy = sign_entropy(sdf, crossings_of(sdf, self.near.edges))
         return fade(preset.sdf_sign, progress) * entropy + fade(preset.sdf_smooth, progress) * smooth
 
 
 @dataclass(frozen=True, eq=False)
 class FlexiShape:
-    """A box of cubes; vertices (G, 3) scene units, neighbours (E, 2) lattice edges, cell in scene units."""
+    """A box of cubes; vertices (G, 3) scene units; points: how many of them along x, y, z; cell in scene units."""
 
     grid: CubeGrid
     vertices: Tensor
-    neighbours: Tensor
+    points: tuple[int, int, int]
     cell: float
 
     @staticmethod
@@ -98,7 +98,8 @@ class FlexiShape:
         grid = sparse_grid(torch.stack(axes, -1).reshape(-1, 3).to(device), int(counts.max()))
         check(cancelled)
         vertices = grid.points.float() * cell + (field.lower - 2.5 * cell).to(device)
-        return FlexiShape(grid, vertices, _lattice_edges(grid), cell)
+        x, y, z = (counts + 1).tolist()
+        return FlexiShape(grid, vertices, (x, y, z), cell)
 
     def variables(self, field: Field) -> Variables:
         return {
@@ -127,24 +128,13 @@ class FlexiShape:
 
     def regularity(self, variables: Variables, preset: Preset, progress: float) -> Tensor:
         """Sign entropy, smoothness of the field, and weights that stay near their neutral value."""
-        sdf = variables["sdf"]
-        a, b = self.neighbours.unbind(-1)
-        total = torch.zeros_like(sdf).index_add(0, a, sdf[b]).index_add(0, b, sdf[a])
-        count = torch.bincount(self.neighbours.reshape(-1), minlength=len(sdf))
-        near = (sdf.detach().abs() < BAND) & (count == 6)
-        smooth = ((total / count.clamp(min=1) - sdf) ** 2 * near).sum() / near.sum().clamp(min=1)
+        field = variables["sdf"].reshape(self.points)
+        weights = variables["weights"].abs().mean(0)[:20].mean()  # all but gamma
         return (
-            fade(preset.sdf_sign, progress) * sign_entropy(sdf, self.neighbours)
-            + fade(preset.sdf_smooth, progress) * smooth
-            + preset.flexi_weights * variables["weights"][:, :20].abs().mean()
+            fade(preset.sdf_sign, progress) * sign_entropy(field, box_crossings(field))
+            + fade(preset.sdf_smooth, progress) * box_smoothness(field, BAND)
+            + preset.flexi_weights * weights
         )
-
-
-def _lattice_edges(grid: CubeGrid) -> Tensor:
-    """The lattice's edges (E, 2), each once."""
-    pairs = torch.tensor([(0, 1), (0, 2), (0, 4)], device=grid.corners.device)  # along x, y, z from the low corner
-    others = torch.tensor([(2, 3), (4, 5), (6, 7), (1, 3), (4, 6), (5, 7), (1, 5), (2, 6), (3, 7)]).to(pairs)
-    return torch.unique(grid.corners[:, torch.cat([pairs, others])].reshape(-1, 2), dim=0)
 
 
 Shape = TetShape | FlexiShape

@@ -30,7 +30,7 @@ class Targets:
 
     def batch(self, index: Tensor) -> "Batch":
         """Crops of the given indices (B,) on the CPU, decoded to linear light."""
-        rows = index.to(self.images.device)
+        rows = index.to(self.images.device, non_blocking=True)
         images = self.images[rows].float() / 255
         alpha = images[..., 3:]
         return Batch(

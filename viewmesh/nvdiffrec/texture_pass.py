@@ -40,12 +40,13 @@ def texture_step(
     report: bool = True,
 ) -> tuple[Moments, dict[str, float]]:
     """One update in place; t in [0, 1) is how far the pass has come; report as in `shape_step`."""
-    leaves = {name: v.detach().requires_grad_() for name, v in variables.items()}
+    moving = rates(problem, problem.preset.final_rate**t)
+    leaves = {name: v.detach().requires_grad_(name in moving) for name, v in variables.items()}
     batch = problem.texture_targets.batch(index)
     loss, image = _loss(problem, surface, topology, leaves, batch, random, t)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    decay = problem.preset.final_rate**t
-    moments = adam(variables, dict(zip(leaves, gradients, strict=True)), moments, rates(problem, decay))
+    wanted = [name for name, leaf in leaves.items() if leaf.requires_grad]
+    gradients = torch.autograd.grad(loss, [leaves[name] for name in wanted], allow_unused=True)
+    moments = adam(variables, dict(zip(wanted, gradients, strict=True)), moments, moving)
     project(variables)
     return moments, metrics(loss, image, batch, len(surface.faces)) if report else {}
 
@@ -68,17 +69,18 @@ def _loss(
 ) -> tuple[Tensor, Picture]:
     preset, device, raster = problem.preset, problem.device, problem.rasterizer
     light = problem.light.prefilter(leaves["light"])
-    maps = torch.cat([leaves["base_color"], leaves["orm"], leaves["normal_map"]], -1)
+    maps = torch.cat([leaves["base_color"], leaves["orm"]], -1)
     extra = []
 
     def material(samples: Samples) -> Tensor:
         uv, _ = raster.interpolate(surface.uvs, samples.rast, surface.uv_faces)
         values = raster.texture(maps, uv, boundary="clamp")
-        base_color, orm, bump = values.split(3, dim=-1)
+        base_color, orm = values.split(3, dim=-1)
         jitter = torch.randn(uv.shape, generator=random, device=device) * (2.0 / preset.texture_size)
         other = raster.texture(maps, uv.detach() + jitter, boundary="clamp")
-        extra.append((values - other)[..., :6].abs().mean())
+        extra.append((values - other).abs().mean())
         if preset.normal_map != "flat":
+            bump = raster.texture(leaves["normal_map"], uv, boundary="clamp")
             tangents, _ = raster.interpolate(tangent_frame, samples.rast, surface.uv_faces)
             normals = perturb_normal(samples.normals, tangents, bump, samples.view)
         else:

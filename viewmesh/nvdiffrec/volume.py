@@ -28,7 +28,7 @@ def material_at(variables: dict[str, Tensor], points: Tensor, half: float) -> tu
         if name.startswith("volume")
     ]
     x = torch.stack(levels).sum(0).reshape(CHANNELS, -1).T * SPREAD  # (P, 5)
-    base_color = torch.sigmoid(x[:, :3])
-    roughness = 0.15 + 0.85 * torch.sigmoid(x[:, 3:4] + 0.1)
-    metallic = torch.sigmoid(x[:, 4:5] - 3.0)
-    return base_color, torch.cat([torch.ones_like(roughness), roughness, metallic], -1)
+    color, roughness, metallic = x.split((3, 1, 1), -1)
+    roughness = 0.15 + 0.85 * torch.sigmoid(roughness + 0.1)
+    metallic = torch.sigmoid(metallic - 3.0)
+    return torch.sigmoid(color), torch.cat([torch.ones_like(roughness), roughness, metallic], -1)

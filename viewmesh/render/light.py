@@ -26,19 +26,17 @@ class Prefiltered:
     """What shading looks up.
 
     diffuse: (6, D, D, 3) irradiance / pi. specular: the base itself, then maps (6, S, S, 3) of growing roughness.
-    roughness: of each specular map; rougher or smoother surfaces take the last or the first.
+    roughness: (L,) of each specular map; rougher or smoother surfaces take the last or the first.
     """
 
     diffuse: Tensor  # (6, D, D, 3)
     specular: tuple[Tensor, ...]
-    roughness: tuple[float, ...]
+    roughness: Tensor  # (L,)
 
     def level(self, roughness: Tensor) -> Tensor:
-        """Continuous index into specular for a roughness of any shape, differentiable."""
-        level = torch.zeros_like(roughness)
-        for low, high in zip(self.roughness[:-1], self.roughness[1:], strict=True):
-            level = level + ((roughness - low) / (high - low)).clamp(0, 1)
-        return level
+        """Continuous index into specular for a roughness (P,), differentiable."""
+        low = self.roughness[:, None]
+        return ((roughness - low[:-1]) / (low[1:] - low[:-1])).clamp(0, 1).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +45,7 @@ class Light:
 
     rows: resolutions of the maps that the operator makes: specular levels 1, 2, ..., then the diffuse map.
     operator: (sum of 6 r^2 over rows, 6 R^2), dense or sparse CSR; transpose: its transpose if sparse.
+    knots: `roughness` (L,) where the operator is.
     """
 
     resolution: int
@@ -54,6 +53,7 @@ class Light:
     rows: tuple[int, ...]
     operator: Tensor
     transpose: Tensor | None
+    knots: Tensor
 
     def prefilter(self, base: Tensor) -> Prefiltered:
         """base: (6, R, R, 3) with the R this Light was built for. Differentiable, linear."""
@@ -65,7 +65,7 @@ class Light:
         maps = [
             m.reshape(6, r, r, 3) for m, r in zip(out.split([6 * r * r for r in self.rows]), self.rows, strict=True)
         ]
-        return Prefiltered(maps[-1], (base, *maps[:-1]), self.roughness)
+        return Prefiltered(maps[-1], (base, *maps[:-1]), self.knots.to(base.dtype))
 
 
 def build_light(
@@ -110,7 +110,10 @@ def _build(R: int, device: torch.device, levels: tuple[tuple[int, float], ...]) 
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
                 operator, transpose = coo.to_sparse_csr(), coo.t().coalesce().to_sparse_csr()
-    return Light(R, tuple(r for _, r in levels), tuple(size for size, _ in lobes), operator, transpose)
+    roughness = tuple(r for _, r in levels)
+    return Light(
+        R, roughness, tuple(size for size, _ in lobes), operator, transpose, torch.tensor(roughness).to(device)
+    )
 
 
 def _lobe_rows(size: int, roughness: float | None, R: int, device: torch.device, cut: float) -> Tensor:

@@ -42,7 +42,7 @@ def shade_directions(
     reflected = 2 * n_dot_v * normals - view_dirs
     diffuse = base_color * (1 - metallic)
     specular = 0.04 * (1 - metallic) + base_color * metallic
-    scale, bias = environment_brdf(n_dot_v[:, 0].clamp_min(0), roughness[:, 0], rasterizer).split(1, -1)
+    scale, bias = environment_brdf(n_dot_v.squeeze(-1).clamp_min(0), roughness.squeeze(-1), rasterizer).split(1, -1)
     irradiance = rasterizer.texture(light.diffuse, normals, boundary="cube")
     radiance = rasterizer.texture(
         light.specular[0],
@@ -50,7 +50,7 @@ def shade_directions(
         boundary="cube",
         filter="trilinear",
         mips=light.specular[1:],
-        level=light.level(roughness[:, 0]),
+        level=light.level(roughness.squeeze(-1)),
     )
     return (irradiance * diffuse + radiance * (specular * scale + bias)) * occlusion
 
