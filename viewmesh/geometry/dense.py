@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from viewmesh.geometry.cells import NearestPoints
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.nearest import SurfacePoints
 from viewmesh.geometry.normals import face_normals
@@ -24,32 +25,24 @@ class DenseSurface:
     query's way before those that look away: the two sides of a thin wall do not bleed into each other.
 
     A candidate's nearest point is the foot of the perpendicular, its barycentrics clamped to the triangle; the error
-    stays within the triangle. The tree is built in a thread: the constructor returns at once.
+    stays within the triangle. A mesh on a GPU is searched there; on a CPU a tree is, which is built in a thread: the
+    constructor returns at once.
     """
 
     def __init__(self, mesh: Mesh, candidates: int = 4) -> None:
         self.mesh, self.candidates = mesh, min(candidates, len(mesh.faces))
         self.normals = normalize(face_normals(mesh.vertices, mesh.faces), dim=-1)
-        self._centroids = mesh.vertices[mesh.faces].mean(1).cpu().numpy()
-        self._tree: KDTree | None = None
-        self._building = threading.Thread(target=self._build, daemon=True)
-        self._building.start()
+        centroids = mesh.vertices[mesh.faces].mean(1)
+        self._near = NearestPoints(centroids) if centroids.is_cuda else _Tree(centroids)
 
     def query(self, points: Tensor, normals: Tensor) -> tuple[SurfacePoints, Tensor]:
         """The surface point of each of points (P, 3) with unit normals (P, 3), and its distance (P,), float32."""
-        self._building.join()
-        assert self._tree is not None
         answers = [self._query(p, n) for p, n in zip(points.split(CHUNK), normals.split(CHUNK), strict=True)]
         faces, weights, distances = (torch.cat(column) for column in zip(*answers, strict=True))
         return SurfacePoints(faces, weights), distances
 
-    def _build(self) -> None:
-        self._tree = KDTree(self._centroids, balanced_tree=False, compact_nodes=False)
-
     def _query(self, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert self._tree is not None
-        _, near = self._tree.query(points.cpu().numpy(), k=self.candidates, workers=torch.get_num_threads())
-        near = torch.from_numpy(np.asarray(near, np.int64).reshape(len(points), self.candidates)).to(points.device)
+        near = self._near.query(points, self.candidates)
         corners = self.mesh.vertices[self.mesh.faces[near]]  # (P, K, 3, 3)
         weights = _clamped_barycentric(points[:, None], corners)
         gap = (torch.einsum("pki,pkic->pkc", weights, corners) - points[:, None]).norm(dim=-1)  # (P, K)
@@ -57,6 +50,23 @@ class DenseSurface:
         best = (gap + away * 1e6).argmin(1)
         at = torch.arange(len(points), device=points.device)
         return near[at, best], weights[at, best], gap[at, best]
+
+
+class _Tree:
+    """`NearestPoints` on the CPU."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points.numpy()
+        self.building = threading.Thread(target=self._build, daemon=True)
+        self.building.start()
+
+    def _build(self) -> None:
+        self.tree = KDTree(self.points, balanced_tree=False, compact_nodes=False)
+
+    def query(self, queries: Tensor, k: int) -> Tensor:
+        self.building.join()
+        _, near = self.tree.query(queries.numpy(), k=k, workers=torch.get_num_threads())
+        return torch.from_numpy(np.asarray(near, np.int64).reshape(len(queries), k))
 
 
 def _clamped_barycentric(point: Tensor, corners: Tensor) -> Tensor:
