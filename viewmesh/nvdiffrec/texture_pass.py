@@ -74,10 +74,10 @@ def _loss(
 
     def material(samples: Samples) -> Tensor:
         uv, _ = raster.interpolate(surface.uvs, samples.rast, surface.uv_faces)
-        values = raster.texture(maps, uv, boundary="clamp")
-        base_color, orm = values.split(3, dim=-1)
         jitter = torch.randn(uv.shape, generator=random, device=device) * (2.0 / preset.texture_size)
-        other = raster.texture(maps, uv.detach() + jitter, boundary="clamp")
+        both = torch.cat([uv, uv.detach() + jitter])  # one look-up: each has a gradient as large as the maps
+        values, other = raster.texture(maps, both, boundary="clamp").chunk(2)
+        base_color, orm = values.split(3, dim=-1)
         extra.append((values - other).abs().mean())
         if preset.normal_map != "flat":
             bump = raster.texture(leaves["normal_map"], uv, boundary="clamp")
