@@ -77,3 +77,11 @@ def test_what_is_looked_at_together_changes_nothing(monkeypatch):
     whole = NearestPoints(points).query(queries, 4)
     monkeypatch.setattr(cells, "PAIRS", 50)
     assert torch.equal(NearestPoints(points).query(queries, 4), whole)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds():
+    points, queries = on_a_sphere(200_000), on_a_sphere(300_000, seed=1) * 1.002
+    found = NearestPoints(points.cuda()).query(queries.cuda(), 4).cpu()
+    expected, _ = KDTree(points.numpy()).query(queries.numpy(), k=4)
+    np.testing.assert_allclose(distances(points, queries, found), expected, rtol=1e-3, atol=1e-6)
