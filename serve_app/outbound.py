@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,6 +95,12 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
+@cache
+def trusted() -> ssl.SSLContext:
+    """The system's certificates, read once: that takes an event loop as long as twenty requests."""
+    return ssl.create_default_context()
+
+
 async def request(
     method: str,
     url: str,
@@ -106,12 +113,11 @@ async def request(
 ) -> tuple[int, bytes]:
     """(status, body); raises Refused, httpcore's errors, TimeoutError. A body beyond max_bytes is refused."""
     check_url(url, private_addresses=private_addresses)
+    trust = await asyncio.to_thread(trusted)
     limit = {"connect": timeout_s, "read": timeout_s, "write": timeout_s, "pool": timeout_s}
     async with (
         asyncio.timeout(timeout_s * 3),
-        httpcore.AsyncConnectionPool(
-            network_backend=CheckedBackend(private_addresses), ssl_context=ssl.create_default_context()
-        ) as pool,
+        httpcore.AsyncConnectionPool(network_backend=CheckedBackend(private_addresses), ssl_context=trust) as pool,
         pool.stream(
             method, url, headers=list((headers or {}).items()), content=content, extensions={"timeout": limit}
         ) as response,

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -75,7 +76,8 @@ class Replicas:
 
     def __init__(self, ask: Callable[[], Awaitable[dict[str, Json]]] | None = None) -> None:
         self._ask = ask
-        self._seen: Watched[dict[str, Seen]] = Watched(_see, {})
+        self._looker = ThreadPoolExecutor(1, "look")  # a controller that is away holds one thread, however often asked
+        self._seen: Watched[dict[str, Seen]] = Watched(self._see, {})
         self._held: Watched[dict[str, Json]] = Watched(self._hear, {})
 
     async def readiness(self, model: Model) -> Readiness:
@@ -112,13 +114,13 @@ class Replicas:
             log.warning(f"The workers could not be asked for their models: {type(error).__name__}: {error}")
             return self._held.value
 
-
-async def _see() -> dict[str, Seen]:
-    try:
-        return await asyncio.wait_for(asyncio.to_thread(_look), PATIENCE_S)
-    except Exception as error:  # the controller is away; what runs goes on without it
-        log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
-        return {}
+    async def _see(self) -> dict[str, Seen]:
+        try:
+            look = asyncio.get_running_loop().run_in_executor(self._looker, _look)
+            return await asyncio.wait_for(look, PATIENCE_S)
+        except Exception as error:  # the controller is away; what runs goes on without it
+            log.warning(f"Serve's controller could not be asked for the replicas: {type(error).__name__}: {error}")
+            return {}
 
 
 def _look() -> dict[str, Seen]:

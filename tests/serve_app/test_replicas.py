@@ -1,6 +1,7 @@
 """What /v1/models says of a model whose replica starts, failed, runs, or is not wanted now."""
 
 import asyncio
+import threading
 import time
 from types import SimpleNamespace
 
@@ -45,6 +46,19 @@ async def test_nothing_is_seen_outside_a_cluster_and_a_lost_controller_is_no_err
 
     monkeypatch.setattr("serve_app.replicas._look", lost)
     assert await Replicas().seen() == {}
+
+
+async def test_a_controller_that_does_not_answer_holds_one_thread(monkeypatch):
+    over, looking = threading.Event(), []
+    monkeypatch.setattr("serve_app.replicas._look", lambda: looking.append(1) or over.wait(30))
+    monkeypatch.setattr("serve_app.replicas.PATIENCE_S", 0.02)
+    replicas = Replicas()
+    try:
+        for _ in range(4):
+            assert await replicas._see() == {}
+        assert len(looking) == 1
+    finally:
+        over.set()
 
 
 async def test_the_controller_is_asked_now_and_then(monkeypatch):
