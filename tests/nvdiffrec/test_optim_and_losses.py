@@ -79,6 +79,11 @@ def test_box_smoothness_is_the_mean_square_of_the_laplacian_near_the_surface():
     assert float(losses.box_smoothness(field, band=0.5)) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
 
 
+def test_box_smoothness_has_the_gradient_of_its_value():
+    field = torch.randn(4, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f: losses.box_smoothness(f, band=10.0), field)
+
+
 def test_depth_counts_only_what_both_know():
     ours = torch.tensor([[1.0, 0.0, 2.0, 3.0]])
     theirs = torch.tensor([[1.02, 5.0, 0.0, 9.0]])

@@ -159,8 +159,8 @@ def _placed(
     if alpha is not None:
         distance = distance * (alpha.tanh() * WEIGHT_SCALE + 1)
     # padding gets a harmless crossing, so that no infinity meets a zero weight in the backward pass
-    (d0, d1), (v0, v1) = distance.unbind(-1), values.unbind(2)
-    d0, d1 = torch.where(mask, d0, -1.0), torch.where(mask, d1, 1.0)
+    (d0, d1), (v0, v1), padding = distance.unbind(-1), values.unbind(2), ~mask
+    d0, d1 = d0.masked_fill(padding, -1.0), d1.masked_fill(padding, 1.0)
     crossing = torch.lerp(v0, v1, (d0 / (d0 - d1))[..., None])  # (V, 7, 3 + K)
     share = mask.to(distance.dtype) if beta is None else (beta.tanh() * WEIGHT_SCALE + 1) * mask
     share = share / share.sum(1, keepdim=True)
@@ -193,13 +193,13 @@ def _surface_cubes(grid: CubeGrid, sdf: Tensor, tables: DualTables) -> tuple[Ten
 
 def _first_vertex(patches: Tensor) -> Tensor:
     """The number of each cube's first dual vertex: cubes with one patch first, then those with two, three, four."""
-    first, total = torch.zeros_like(patches), patches.new_zeros(())
-    for n in range(1, MAX_PATCHES + 1):
-        has = patches == n
-        rank = has.cumsum(0) - 1
-        first = torch.where(has, total + rank * n, first)
-        total = total + has.sum() * n
-    return first
+    n = torch.arange(1, MAX_PATCHES + 1, device=patches.device)
+    vertices = (patches[:, None] == n) * n  # (S, 4): its own number in its own column
+    through = vertices.cumsum(0)  # of its kind, up to this cube
+    before = vertices.sum(0)
+    before = before.cumsum(0) - before  # of the kinds that come first
+    at = (patches - 1).clamp(min=0)[:, None]
+    return (before + through).gather(1, at)[:, 0] - patches
 
 
 def _dual_vertices(case: Tensor, first: Tensor, tables: DualTables) -> tuple[Tensor, Tensor]:

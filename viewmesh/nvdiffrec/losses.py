@@ -62,11 +62,35 @@ def box_crossings(field: Tensor) -> Tensor:
 
 def box_smoothness(field: Tensor, band: float) -> Tensor:
     """Mean squared Laplacian of a cubic lattice's field (X, Y, Z) at its inner points within |value| < band."""
-    inner = field[1:-1, 1:-1, 1:-1]
-    along = (field[2:, 1:-1, 1:-1] + field[:-2, 1:-1, 1:-1], field[1:-1, 2:, 1:-1] + field[1:-1, :-2, 1:-1])
-    mean = (along[0] + along[1] + field[1:-1, 1:-1, 2:] + field[1:-1, 1:-1, :-2]) / 6
-    near = inner.detach().abs() < band
-    return ((mean - inner) ** 2 * near).sum() / near.sum().clamp(min=1)
+    near = field.detach()[INNER].abs() < band
+    laplacian: Tensor = _BoxLaplacian.apply(field)  # pyright: ignore[reportAssignmentType]
+    return (laplacian**2 * near).sum() / near.sum().clamp(min=1)
+
+
+INNER = (slice(1, -1),) * 3
+AROUND = [(*INNER[:k], side, *INNER[k + 1 :]) for k in range(3) for side in (slice(2, None), slice(0, -2))]
+
+
+class _BoxLaplacian(torch.autograd.Function):
+    """The mean of the six neighbours less the value, (X - 2, Y - 2, Z - 2). Slices in place, both ways: autograd's own
+    gradient of each is another field of zeros."""
+
+    @staticmethod
+    def forward(ctx, field: Tensor) -> Tensor:
+        ctx.shape = field.shape
+        total = field[AROUND[0]] + field[AROUND[1]]
+        for side in AROUND[2:]:
+            total += field[side]
+        return torch.sub(total.div_(6), field[INNER])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        out = gradient.new_zeros(ctx.shape)
+        out[INNER] = -gradient
+        gradient = gradient / 6
+        for side in AROUND:
+            out[side] += gradient
+        return out
 
 
 def field_smoothness(corner: Tensor, center: Tensor, band: float) -> Tensor:

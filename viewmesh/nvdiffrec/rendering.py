@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from viewmesh.geometry.camera import Cameras
-from viewmesh.geometry.normals import vertex_normals
+from viewmesh.geometry.normals import unit, vertex_normals
 from viewmesh.geometry.rows import rows_at
 from viewmesh.render.rasterizer import Rasterizer, Topology
 
@@ -27,6 +27,10 @@ class Viewpoint:
     clip_from_scene: Tensor
     center: Tensor
     axis: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Viewpoint":
+        """Some of them, by an index on their device."""
+        return Viewpoint(self.clip_from_scene[index], self.center[index], self.axis[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,6 @@ def picture(
 def _seen_from(center: Tensor, axis: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points, unit normals and view directions (P, 3), z-depth (P, 1), of points and normals (P, 6)."""
     points, normals = mixed.split(3, -1)
-    view = torch.nn.functional.normalize(center - points, dim=-1)
+    view = unit(center - points)
     z = (points * axis[:, :3]).sum(-1, keepdim=True) + axis[:, 3:]
-    return points, torch.nn.functional.normalize(normals, dim=-1), view, z
+    return points, unit(normals), view, z

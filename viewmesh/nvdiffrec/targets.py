@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.camera import Cameras
+from viewmesh.nvdiffrec.rendering import Viewpoint, viewpoint
 from viewmesh.progress import check, never
 from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
 from viewmesh.views.viewset import ViewSet
@@ -38,18 +40,26 @@ class Targets:
             alpha=alpha,
             depth=None if self.depths is None else self.depths[rows],
             cameras=self.cameras[index],
+            viewpoint=self.viewpoint[rows],
             index=index,
         )
+
+    @cached_property
+    def viewpoint(self) -> Viewpoint:
+        """Of all N, once: a step takes its own from here."""
+        return viewpoint(self.cameras, self.images.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; index (B,) on the CPU."""
+    """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; cameras and index (B,) on
+    the CPU, viewpoint the same cameras on the device."""
 
     color: Tensor
     alpha: Tensor
     depth: Tensor | None
     cameras: Cameras
+    viewpoint: Viewpoint
     index: Tensor
 
 

@@ -22,7 +22,7 @@ def corrections(preset: Preset, views: int, device: torch.device) -> Variables:
 def corrected(leaves: Variables, batch: Batch, device: torch.device) -> Viewpoint:
     """The batch's cameras with their corrections; the mean pose correction is removed, the scene must not drift."""
     if "pose" not in leaves:
-        return viewpoint(batch.cameras, device)
+        return batch.viewpoint
     pose = leaves["pose"] - leaves["pose"].mean(0)
     return viewpoint(batch.cameras, device, pose[batch.index.to(device)])
 

@@ -5,8 +5,8 @@ Works on flat lists of covered pixels (P, ...). The renderer of results and the 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from viewmesh.geometry.normals import unit
 from viewmesh.render.brdf import environment_brdf
 from viewmesh.render.light import Prefiltered
 from viewmesh.render.rasterizer import Rasterizer
@@ -27,7 +27,7 @@ def shade(
 
     points, normals (unit), base_color, orm: (P, 3); view_positions: (P, 3) or (3,), in the frame of the light.
     """
-    return shade_directions(normals, normalize(view_positions - points, dim=-1), base_color, orm, light, rasterizer)
+    return shade_directions(normals, unit(view_positions - points), base_color, orm, light, rasterizer)
 
 
 def shade_directions(
@@ -61,11 +61,11 @@ def perturb_normal(geometry_normal: Tensor, tangent: Tensor, tangent_space_norma
     geometry_normal: (P, 3) interpolated vertex normals. tangent: (P, 4) interpolated `vertex_tangents`.
     tangent_space_normal: (P, 3), +y to the texture's top, as glTF. view_dir: (P, 3) unit, towards the viewer.
     """
-    n = normalize(geometry_normal, dim=-1)
-    t = normalize(tangent[:, :3] - n * (n * tangent[:, :3]).sum(-1, keepdim=True), dim=-1)
+    n = unit(geometry_normal)
+    t = unit(tangent[:, :3] - n * (n * tangent[:, :3]).sum(-1, keepdim=True))
     b = torch.linalg.cross(n, t) * torch.where(tangent[:, 3:] < 0, -1.0, 1.0)
     x, y, z = tangent_space_normal.split(1, -1)
-    return face_viewer(normalize(t * x + b * y + n * z, dim=-1), n, view_dir)
+    return face_viewer(unit(t * x + b * y + n * z), n, view_dir)
 
 
 def face_viewer(normal: Tensor, geometry_normal: Tensor, view_dir: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def face_viewer(normal: Tensor, geometry_normal: Tensor, view_dir: Tensor) -> Te
     side = torch.where((geometry_normal * view_dir).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     normal, geometry_normal = normal * side, geometry_normal * side
     keep = ((normal * view_dir).sum(-1, keepdim=True) / GRAZING).clamp(0, 1)
-    return normalize(torch.lerp(geometry_normal, normal, keep), dim=-1)
+    return unit(torch.lerp(geometry_normal, normal, keep))
 
 
 def srgb_to_linear(srgb: Tensor) -> Tensor:
