@@ -101,6 +101,12 @@ def test_image_loss_is_zero_only_for_equal_images():
     assert float(losses.log_srgb_l1(a, a + 0.1)) > 0.01
 
 
+def test_image_loss_has_the_gradient_of_its_value():
+    image = torch.tensor([-0.5, 0.001, 0.003, 0.01, 0.5, 3.0, 90.0], dtype=torch.float64, requires_grad=True)
+    target = torch.linspace(0.2, 1, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: losses.log_srgb_l1(x, target), image)
+
+
 def test_neutral_light_costs_nothing():
     assert float(losses.neutral(torch.full((6, 2, 2, 3), 0.7))) == pytest.approx(0, abs=1e-7)
     assert float(losses.neutral(torch.tensor([1.0, 0.5, 0.0]))) == pytest.approx(1 / 3)

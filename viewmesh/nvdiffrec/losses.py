@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from viewmesh.geometry.rows import rows_at
-from viewmesh.render.shading import linear_to_srgb
+from viewmesh.render.shading import SRGB_KNEE, linear_to_srgb
 
 
 def over(color: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
@@ -15,8 +15,28 @@ def over(color: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
 
 def log_srgb_l1(image: Tensor, target: Tensor) -> Tensor:
     """nvdiffrec's image loss (Munkberg et al. 2022, sec. 4): L1 after log(1 + x) and the sRGB curve."""
-    curve = lambda x: linear_to_srgb(torch.log1p(x.clamp(0, 65535)))  # noqa: E731
-    return (curve(image) - curve(target)).abs().mean()
+    ours: Tensor = _LogSrgb.apply(image)  # pyright: ignore[reportAssignmentType]
+    return (ours - _LogSrgb.apply(target)).abs().mean()
+
+
+class _LogSrgb(torch.autograd.Function):
+    """The sRGB curve of log(1 + x), x in [0, 65535]: its slope follows from its value, for whole images a fraction of
+    what autograd computes."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        clamped = x.clamp(0, 65535)
+        log = torch.log1p(clamped)
+        out = linear_to_srgb(log)
+        if ctx.needs_input_grad[0]:
+            steep = torch.where(log <= SRGB_KNEE, 12.92, (out + 0.055) / (2.4 * log))
+            ctx.save_for_backward(steep / (1 + clamped) * (clamped == x))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
 
 
 def mask_l2(alpha: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from viewmesh.render.brdf import environment_brdf
 from viewmesh.render.light import Prefiltered
 from viewmesh.render.rasterizer import Rasterizer
 
+SRGB_KNEE = 0.0031308  # linear value below which the sRGB curve is a line
 GRAZING = 0.1  # N.V below which a normal is bent towards the geometric one
 
 
@@ -88,5 +89,5 @@ def srgb_to_linear(srgb: Tensor) -> Tensor:
 
 def linear_to_srgb(linear: Tensor) -> Tensor:
     """The inverse of srgb_to_linear; not clamped above 1."""
-    curve = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, linear * 12.92, curve)
+    curve = 1.055 * linear.clamp_min(SRGB_KNEE) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= SRGB_KNEE, linear * 12.92, curve)
