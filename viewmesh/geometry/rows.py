@@ -1,7 +1,6 @@
 """Rows of arrays: which are equal, and how to take them so that gradients come back cheaply."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -9,23 +8,8 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
     """`values[index]` for an index of any shape into the first dimension, none negative.
 
     Its gradient is added up where it belongs; that of `values[index]` sorts the index first, and on a GPU waits for it.
-    (index_select has such a gradient, too, but takes five times as long for a GPU's short rows.)
     """
-    return _RowsAt.apply(values, index)  # pyright: ignore[reportReturnType]
-
-
-class _RowsAt(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.shape = values.shape
-        return values[index]
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (index,) = ctx.saved_tensors
-        rows = gradient.reshape(-1, *ctx.shape[1:])
-        return gradient.new_zeros(ctx.shape).index_add_(0, index.flatten(), rows), None
+    return values.index_select(0, index.flatten()).reshape(*index.shape, *values.shape[1:])
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
