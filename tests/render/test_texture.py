@@ -48,9 +48,11 @@ def test_texture_agrees_with_the_twin(backend, boundary, filter):
         mips=ours[3:] or None, level=ours[2].reshape(3, 20) if mips else None,
     ).reshape(60, 3)  # fmt: skip
     (out * cotangent.to(out)).sum().backward()
-    # nvdiffrast filters across the corners of a cube its own way, and the last of the mips is nothing but corners:
-    # 0.36 of the largest gradient on an H100
-    loose = (0.5 if cube else 2e-2) if rasterizer.name == "nvdiffrast" else 1e-4
+    loose = 1e-4
+    if rasterizer.name == "nvdiffrast":
+        # It filters across the corners of a cube its own way, 0.17 of the largest gradient on an H100; the last of the
+        # mips is nothing but corners, 0.36.
+        loose = 2e-2 if not cube else 0.5 if mips else 0.25
     close(out, expected, loose)
     for mine, twin in zip(ours, inputs, strict=True):
         if twin.grad is not None:

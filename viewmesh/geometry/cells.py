@@ -105,8 +105,6 @@ class _Grid:
         distance[query, slot] = (self.points[point] - queries[query]).square().sum(-1)
         candidate[query, slot] = point
         nearest, at = distance.topk(k, dim=1, largest=False)
-        low, side = self.low, self.side  # how far the searched cells reach around a query, outside of the box too
-        within = (queries - low) / side - self._cell(queries)
-        reach = (torch.minimum(within, 1 - within).amin(1) + 1) * side
-        sure = (nearest[:, -1].sqrt() <= reach) | torch.full_like(total, self.covers_all, dtype=torch.bool)
-        return candidate.gather(1, at), sure
+        within = (queries - self.low) / self.side - self._cell(queries)
+        reach = (torch.minimum(within, 1 - within).amin(1) + 1) * self.side  # of the cells that were searched
+        return candidate.gather(1, at), (nearest[:, -1].sqrt() <= reach) | self.covers_all

@@ -117,35 +117,29 @@ def extract(
         cubes, case = _surface_cubes(grid, sdf, tables)
         first = _first_vertex(tables.patches[case])  # (S,)
         owner, edges = _dual_vertices(case, first, tables)  # (V,), (V, 7)
-        quads = _quads(grid.corners[cubes], case, first, sdf, tables)  # (Q, 4)
+        corners = grid.corners[cubes]  # (S, 8)
+        quads = _quads(corners, case, first, sdf, tables)  # (Q, 4)
+        mask, edges = edges >= 0, edges.clamp(min=0)
+        ends = tables.edge_corners[edges]  # (V, 7, 2)
+        point = corners[owner[:, None, None], ends]  # (V, 7, 2)
 
     values = positions if attributes is None else torch.cat([positions, attributes.to(positions.dtype)], 1)
-    mask, edges = edges >= 0, edges.clamp(min=0)
-    ends = tables.edge_corners[edges]  # (V, 7, 2)
-    point = grid.corners[cubes][owner[:, None, None], ends]  # (V, 7, 2)
     beta = alpha = gamma = None
     if weights is not None:
         raw = rows_at(weights, cubes[owner])  # (V, 21)
-        beta, alpha = rows_at(raw.flatten(), _of(edges, 0)), rows_at(raw.flatten(), _of(ends, 12))
+        beta, alpha = raw.gather(1, edges), raw.gather(1, 12 + ends.flatten(1)).view_as(ends)
         gamma = raw[:, 20]
     dual, vertex_gamma, l_dev = _placed(rows_at(values, point), rows_at(sdf, point), beta, alpha, gamma, mask)
-    vertices, extra = (dual, None) if attributes is None else dual.split((3, dual.shape[1] - 3), 1)
     if split == "two":
-        faces = _two_triangles(quads, vertex_gamma)
-        return FlexiMesh(vertices, faces, extra, l_dev, cubes[owner])
-    if split == "four":
+        faces, cube = _two_triangles(quads, vertex_gamma), cubes[owner]
+    elif split == "four":
         centers, faces = _four_triangles(quads, vertex_gamma, dual)
         dual = torch.cat([dual, centers])
-        vertices, extra = (dual, None) if attributes is None else dual.split((3, dual.shape[1] - 3), 1)
         cube = torch.cat([cubes[owner], cubes.new_full((len(centers),), -1)])
-        return FlexiMesh(vertices, faces, extra, l_dev, cube)
-    raise ValueError(f"split must be 'two' or 'four', got {split!r}.")
-
-
-def _of(column: Tensor, offset: int) -> Tensor:
-    """Where `column` + offset of each vertex's 21 weights is in all of them, for columns (V, ...)."""
-    row = torch.arange(len(column), device=column.device) * 21 + offset
-    return row.reshape(-1, *[1] * (column.ndim - 1)) + column
+    else:
+        raise ValueError(f"split must be 'two' or 'four', got {split!r}.")
+    vertices, extra = (dual, None) if attributes is None else dual.split((3, dual.shape[1] - 3), 1)
+    return FlexiMesh(vertices, faces, extra, l_dev, cube)
 
 
 def _placed(

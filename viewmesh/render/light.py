@@ -45,15 +45,14 @@ class Light:
 
     rows: resolutions of the maps that the operator makes: specular levels 1, 2, ..., then the diffuse map.
     operator: (sum of 6 r^2 over rows, 6 R^2), dense or sparse CSR; transpose: its transpose if sparse.
-    knots: `roughness` (L,) where the operator is.
+    roughness: (L,) of the specular maps, where the operator is.
     """
 
     resolution: int
-    roughness: tuple[float, ...]
+    roughness: Tensor
     rows: tuple[int, ...]
     operator: Tensor
     transpose: Tensor | None
-    knots: Tensor
 
     def prefilter(self, base: Tensor) -> Prefiltered:
         """base: (6, R, R, 3) with the R this Light was built for. Differentiable, linear."""
@@ -65,7 +64,7 @@ class Light:
         maps = [
             m.reshape(6, r, r, 3) for m, r in zip(out.split([6 * r * r for r in self.rows]), self.rows, strict=True)
         ]
-        return Prefiltered(maps[-1], (base, *maps[:-1]), self.knots.to(base.dtype))
+        return Prefiltered(maps[-1], (base, *maps[:-1]), self.roughness.to(base.dtype))
 
 
 def build_light(
@@ -110,10 +109,8 @@ def _build(R: int, device: torch.device, levels: tuple[tuple[int, float], ...]) 
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
                 operator, transpose = coo.to_sparse_csr(), coo.t().coalesce().to_sparse_csr()
-    roughness = tuple(r for _, r in levels)
-    return Light(
-        R, roughness, tuple(size for size, _ in lobes), operator, transpose, torch.tensor(roughness).to(device)
-    )
+    roughness = torch.tensor([r for _, r in levels]).to(device)
+    return Light(R, roughness, tuple(size for size, _ in lobes), operator, transpose)
 
 
 def _lobe_rows(size: int, roughness: float | None, R: int, device: torch.device, cut: float) -> Tensor:
