@@ -6,11 +6,12 @@ python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two rep
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
 
 A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (first submitted → last one succeeded),
-so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Efficiency is the rate per
-replica over that of the smallest wave. All waves go through one service whose number of replicas is edited between
-them (`serve deploy`), the largest first. GPU use is what nvidia-smi says while the models run. Before the first
-wave each replica has done a job of the preset preview. Last, with replicas following the queue from one to all: the
-time from the first queued job to each new replica.
+so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Of a wave of many jobs the
+sustained rate is told too: the slope of jobs that ended over time, without the first and the last tenth, in which
+replicas have not enough to do. Efficiency is either rate per replica over that of the smallest wave. All waves go
+through one service whose number of replicas is edited between them (`serve deploy`), the largest first. GPU use is
+what nvidia-smi says while the models run. Before the first wave each replica has done a job of the preset preview.
+Last, with replicas following the queue from one to all: the time from the first queued job to each new replica.
 """
 
 import argparse
@@ -23,8 +24,10 @@ import threading
 import time
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from serve_app.client import Client, ServiceError
@@ -34,20 +37,34 @@ from viewmesh.options import Options
 
 WORKER = {"nvdiffrec": "Nvdiffrec", "trellis": "Trellis"}
 STAGE = {"nvdiffrec": "optimise", "trellis": "generate"}
+MANY = 30  # jobs of a wave that has a sustained rate
 
 
 @dataclass(frozen=True)
 class Wave:
-    """What one number of replicas did: seconds of the whole, of each job and of its stages; GPU use in percent."""
+    """What one number of replicas did: seconds from its start to the end of each job, rising; GPU use in percent."""
 
     replicas: int
-    wall_s: float
+    ends_s: list[float]
     jobs: list[ReconstructionView]
     gpu: dict[int, float]
 
     @property
+    def wall_s(self) -> float:
+        return self.ends_s[-1]
+
+    @property
     def per_hour(self) -> float:
         return 3600 * len(self.jobs) / self.wall_s
+
+    @property
+    def sustained_per_hour(self) -> float | None:
+        """None for a wave of a few jobs."""
+        if len(self.ends_s) < MANY:
+            return None
+        tenth = len(self.ends_s) // 10
+        middle = self.ends_s[tenth : len(self.ends_s) - tenth]
+        return 3600 * statistics.linear_regression(middle, range(len(middle))).slope
 
 
 class GpuUse(threading.Thread):
@@ -66,7 +83,7 @@ class GpuUse(threading.Thread):
     def run(self) -> None:
         for line in self.smi.stdout:  # pyright: ignore[reportOptionalMemberAccess]
             index, percent = line.split(",")
-            self.samples.append((time.monotonic(), int(index), float(percent)))
+            self.samples.append((time.time(), int(index), float(percent)))
 
     def between(self, start: float, end: float) -> dict[int, float]:
         """Mean percent of each GPU that did anything."""
@@ -140,21 +157,18 @@ class Bench:
             time.sleep(0.1)
 
     def wave(self, replicas: int) -> Wave:
-        began = time.monotonic()
+        began = time.time()
         ids = self.submit(replicas * self.given.jobs)
         self.await_stage(ids[0])
-        working = time.monotonic()
-        ends: dict[str, float] = {}
-        while len(ends) < len(ids):
-            for job_id in ids:
-                if job_id not in ends and self.client.get(job_id).state in ("succeeded", "failed", "cancelled"):
-                    ends[job_id] = time.monotonic()
-            time.sleep(0.2)
+        working = time.time()
+        while any(self.client.list(state=state, limit=1).items for state in ("running", "queued")):
+            time.sleep(0.5)
         jobs = [self.client.get(job_id) for job_id in ids]
         assert all(job.state == "succeeded" for job in jobs), [job.error for job in jobs]
-        last = max(ends.values())
+        ends = sorted(datetime.fromisoformat(job.finished_at or "").timestamp() for job in jobs)
         tail = max(seconds(job).get("export", 0.0) + seconds(job).get("finish", 0.0) for job in jobs)
-        return Wave(replicas, last - began, jobs, self.gpus.between(working + 1, last - tail - 1))
+        gpu = self.gpus.between(working + 1, ends[-1] - tail - 1)
+        return Wave(replicas, [end - began for end in ends], jobs, gpu)
 
     def follow_queue(self, most: int) -> list[float]:
         """Seconds from the first of `most` queued jobs to each further replica, with replicas following the queue."""
@@ -230,14 +244,25 @@ def told(wave: Wave, smallest: Wave | None) -> None:
         for stage, value in seconds(job).items():
             stages[stage].append(value)
     parts = "  ".join(f"{stage} {statistics.median(v):.1f} (≤ {max(v):.1f})" for stage, v in stages.items())
-    efficiency = f"{wave.per_hour / wave.replicas / smallest.per_hour * smallest.replicas:.3f}" if smallest else "–"
     gpu = " ".join(f"{percent:.0f}" for percent in wave.gpu.values()) or "–"
+    whole = rate(wave, smallest, lambda w: w.per_hour)
+    sustained = rate(wave, smallest, lambda w: w.sustained_per_hour)
     print(
-        f"{wave.replicas} replicas, {len(wave.jobs)} jobs: {wave.wall_s:7.1f} s  {wave.per_hour:7.1f} jobs/h"
-        f"  efficiency {efficiency}  GPUs {gpu} %  resumes {sum(job.resumes for job in wave.jobs)}\n"
+        f"{wave.replicas} replicas, {len(wave.jobs)} jobs: {wave.wall_s:7.1f} s  {whole}  sustained {sustained}"
+        f"  GPUs {gpu} %  resumes {sum(job.resumes for job in wave.jobs)}\n"
         f"    seconds by stage, median (max): {parts}",
         flush=True,
     )
+
+
+def rate(wave: Wave, smallest: Wave | None, of: Callable[[Wave], float | None]) -> str:
+    """Jobs per hour, and the efficiency where there is a wave to compare it with."""
+    here, there = of(wave), of(smallest) if smallest else None
+    if here is None:
+        return "–"
+    if there is None or smallest is None:
+        return f"{here:.1f} jobs/h"
+    return f"{here:.1f} jobs/h, efficiency {here / wave.replicas / there * smallest.replicas:.3f}"
 
 
 def main() -> None:
