@@ -28,9 +28,9 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """In the layer's own dtype, so that a float32 residual stream can pass through half-precision layers."""
-    return layer(x.to(layer.weight.dtype))
+    return layer(x.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else x)
 
 
 class ViTAttention(nn.Module):
