@@ -6,7 +6,7 @@ import struct
 import numpy as np
 
 from viewmesh import __version__
-from viewmesh.export.images import is_flat, png, quantised
+from viewmesh.export.images import Maps
 from viewmesh.export.seams import split_at_seams
 from viewmesh.geometry.mesh import TexturedMesh
 
@@ -15,9 +15,9 @@ ARRAY, ELEMENTS = 34962, 34963
 LINEAR, TRILINEAR, CLAMP = 9729, 9987, 33071
 
 
-def glb_bytes(textured: TexturedMesh) -> bytes:
-    """The file. The normal map is left out where it is flat."""
-    split, maps = split_at_seams(textured), quantised(textured.material)
+def glb_bytes(textured: TexturedMesh, maps: Maps | None = None) -> bytes:
+    """The file. The normal map is left out where it is flat. maps: the material's, if they are there already."""
+    split, maps = split_at_seams(textured), maps or Maps(textured.material)
     binary, views = bytearray(), []
 
     def add(data: bytes, **target: int) -> int:
@@ -42,9 +42,7 @@ def glb_bytes(textured: TexturedMesh) -> bytes:
     accessors[0]["min"] = split.positions.astype(np.float32).min(0).astype(float).tolist()
     accessors[0]["max"] = split.positions.astype(np.float32).max(0).astype(float).tolist()
     attributes = {"POSITION": 0, "NORMAL": 1, "TEXCOORD_0": 2}
-    names = ["base_color", "orm"]
-    if not is_flat(maps["normal"]):  # then the tangents that it was made in, too: viewers would each make their own
-        names.append("normal")
+    if "normal" in maps.names:  # then the tangents that it was made in, too: viewers would each make their own
         attributes["TANGENT"] = len(accessors)
         accessors.append({"bufferView": add(split.tangents.astype(np.float32).tobytes(), target=ARRAY),
                           "componentType": FLOAT, "count": len(split.tangents), "type": "VEC4"})  # fmt: skip
@@ -56,7 +54,7 @@ def glb_bytes(textured: TexturedMesh) -> bytes:
         },
         "occlusionTexture": {"index": 1},
     }  # fmt: skip
-    if "normal" in names:
+    if "normal" in maps.names:
         material["normalTexture"] = {"index": 2}
     document = {
         "asset": {"version": "2.0", "generator": f"viewmesh {__version__}"},
@@ -67,8 +65,8 @@ def glb_bytes(textured: TexturedMesh) -> bytes:
             {"attributes": attributes, "indices": 3, "material": 0}]}],
         "materials": [material],
         "samplers": [{"magFilter": LINEAR, "minFilter": TRILINEAR, "wrapS": CLAMP, "wrapT": CLAMP}],
-        "textures": [{"source": i, "sampler": 0, "name": name} for i, name in enumerate(names)],
-        "images": [{"bufferView": add(png(maps[n])), "mimeType": "image/png", "name": n} for n in names],
+        "textures": [{"source": i, "sampler": 0, "name": name} for i, name in enumerate(maps.names)],
+        "images": [{"bufferView": add(maps.png(n)), "mimeType": "image/png", "name": n} for n in maps.names],
         "accessors": accessors,
         "bufferViews": views,
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """Material maps as 8-bit images and PNG bytes. Base colour is sRGB; ORM and normals are stored as they are."""
 
+from functools import cache, cached_property
+
 import cv2
 import numpy as np
 import torch
@@ -7,6 +9,19 @@ from torch import Tensor
 
 from viewmesh.geometry.mesh import Material
 from viewmesh.render.shading import linear_to_srgb, srgb_to_linear
+
+
+class Maps:
+    """The maps of a material as every format stores them, and their PNGs: each made once, when first asked for."""
+
+    def __init__(self, material: Material) -> None:
+        self.images = quantised(material)
+        self.png = cache(lambda name: png(self.images[name]))  # the same bytes for every file
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of those that say something: a flat normal map does not."""
+        return ["base_color", "orm"] + ([] if is_flat(self.images["normal"]) else ["normal"])
 
 
 def quantised(material: Material) -> dict[str, np.ndarray]:

@@ -2,38 +2,45 @@
 
 import numpy as np
 
-from viewmesh.export.images import is_flat, png, quantised
+from viewmesh.export.images import Maps, png
 from viewmesh.export.seams import unit_normals
 from viewmesh.geometry.mesh import TexturedMesh
 
 
-def obj_files(textured: TexturedMesh) -> dict[str, bytes]:
-    """File contents by name. Vertices are not doubled: each corner names its vertex, UV and normal."""
-    maps = quantised(textured.material)
+def obj_files(textured: TexturedMesh, maps: Maps | None = None) -> dict[str, bytes]:
+    """File contents by name. Vertices are not doubled: each corner names its vertex, UV and normal. maps: the
+    material's, if they are there already."""
+    maps = maps or Maps(textured.material)
+    orm = maps.images["orm"]
     files = {
         "mesh.obj": _obj(textured),
-        "texture.png": png(maps["base_color"]),
-        "texture_roughness.png": png(maps["orm"][..., 1:2].repeat(3, -1)),
-        "texture_metallic.png": png(maps["orm"][..., 2:3].repeat(3, -1)),
+        "texture.png": maps.png("base_color"),
+        "texture_roughness.png": png(orm[..., 1:2].repeat(3, -1)),
+        "texture_metallic.png": png(orm[..., 2:3].repeat(3, -1)),
     }
-    if not is_flat(maps["normal"]):
-        files["texture_normal.png"] = png(maps["normal"])
+    if "normal" in maps.names:
+        files["texture_normal.png"] = maps.png("normal")
     files["mesh.mtl"] = _mtl("texture_normal.png" in files)
     return files
 
 
 def _obj(textured: TexturedMesh) -> bytes:
-    uvs = textured.uvs.numpy() * [1, -1] + [0, 1]
-    lines = ["# viewmesh, +y up", "mtllib mesh.mtl", "o mesh"]
-    lines += [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in textured.mesh.vertices.tolist()]
-    lines += [f"vt {u:.8g} {v:.8g}" for u, v in uvs.tolist()]
-    lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in unit_normals(textured).tolist()]
-    lines += ["usemtl material"]
-    corners = np.stack([textured.mesh.faces.numpy(), textured.uv_faces.numpy()], -1) + 1
-    lines += [
-        f"f {a}/{p}/{a} {b}/{q}/{b} {c}/{r}/{c}" for (a, p), (b, q), (c, r) in corners.tolist()
-    ]  # fmt: skip
-    return ("\n".join(lines) + "\n").encode()
+    faces, uv_faces = textured.mesh.faces.numpy() + 1, textured.uv_faces.numpy() + 1
+    corners = np.stack([faces, uv_faces, faces], -1)  # vertex, UV, normal
+    text = (
+        "# viewmesh, +y up\nmtllib mesh.mtl\no mesh\n",
+        _lines("v %.8g %.8g %.8g\n", textured.mesh.vertices.numpy()),
+        _lines("vt %.8g %.8g\n", textured.uvs.numpy() * [1, -1] + [0, 1]),
+        _lines("vn %.5f %.5f %.5f\n", unit_normals(textured)),
+        "usemtl material\n",
+        _lines("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners),
+    )
+    return "".join(text).encode()
+
+
+def _lines(line: str, rows: np.ndarray) -> str:
+    """One line per row. All at once: a list for each row would wake the garbage collector again and again."""
+    return (line * len(rows)) % tuple(rows.ravel().tolist())
 
 
 def _mtl(normal_map: bool) -> bytes:

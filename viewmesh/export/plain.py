@@ -40,11 +40,12 @@ def stl_bytes(textured: TexturedMesh) -> bytes:
 
 def vertex_colors(textured: TexturedMesh) -> torch.Tensor:
     """(V, 3) linear: the base colour at each vertex, the mean over the UVs that it has."""
-    uv = textured.uvs * 2 - 1
+    grid = textured.uvs * 2 - 1
     image = textured.material.base_color.permute(2, 0, 1)[None]
-    at_uv = torch.nn.functional.grid_sample(image, uv[None, None], align_corners=False, padding_mode="border")
+    at_uv = torch.nn.functional.grid_sample(image, grid[None, None], align_corners=False, padding_mode="border")
     at_uv = at_uv[0, :, 0].T  # (T, 3)
-    V = len(textured.mesh.vertices)
-    pair = torch.unique(torch.stack([textured.mesh.faces.reshape(-1), textured.uv_faces.reshape(-1)], 1), dim=0)
-    total = torch.zeros(V, 3).index_add(0, pair[:, 0], at_uv[pair[:, 1]])
-    return total / torch.bincount(pair[:, 0], minlength=V).clamp(min=1)[:, None]
+    V, T = len(textured.mesh.vertices), len(textured.uvs)
+    pair = torch.unique(textured.mesh.faces.reshape(-1) * T + textured.uv_faces.reshape(-1))
+    vertex, uv = pair // T, pair % T
+    total = torch.zeros(V, 3).index_add(0, vertex, at_uv[uv])
+    return total / torch.bincount(vertex, minlength=V).clamp(min=1)[:, None]

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 from viewmesh.errors import InputError
 from viewmesh.export.files import write_whole
-from viewmesh.export.images import dequantised, png, quantised, unpng
+from viewmesh.export.images import Maps, dequantised, unpng
 from viewmesh.export.result import Reconstruction, to_cpu
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Material, Mesh, TexturedMesh
@@ -27,14 +27,15 @@ from viewmesh.render.tangent_space import from_tangent_space, into_tangent_space
 FORMAT = "viewmesh-reconstruction-1"
 
 
-def save_reconstruction(result: Reconstruction, path: Path) -> Path:
-    """Geometry as it is, textures as the 8-bit PNGs that every format carries; the input views are not kept."""
+def save_reconstruction(result: Reconstruction, path: Path, maps: Maps | None = None) -> Path:
+    """Geometry as it is, textures as the 8-bit PNGs that every format carries; the input views are not kept. maps: the
+    material's, if they are there already."""
     mesh = to_cpu(result.mesh)
+    maps = maps or Maps(mesh.material)
     tensors = {
         "vertices": mesh.mesh.vertices, "faces": mesh.mesh.faces, "uvs": mesh.uvs, "uv_faces": mesh.uv_faces,
         "world_from_scene": result.world_from_scene.double(),
-        **{name: torch.from_numpy(np.frombuffer(png(image), np.uint8).copy())
-           for name, image in quantised(mesh.material).items()},
+        **{name: torch.from_numpy(np.frombuffer(maps.png(name), np.uint8).copy()) for name in maps.images},
     }  # fmt: skip
     if mesh.environment is not None:
         tensors["environment"] = mesh.environment

@@ -5,17 +5,16 @@ import zipfile
 
 import numpy as np
 
-from viewmesh.export.images import is_flat, png, quantised
+from viewmesh.export.images import Maps
 from viewmesh.export.seams import split_at_seams
 from viewmesh.geometry.mesh import TexturedMesh
 
 
-def usdz_bytes(textured: TexturedMesh) -> bytes:
-    """The archive: mesh.usda first, as the format demands, then its textures."""
-    maps = quantised(textured.material)
-    names = ["base_color", "orm"] + ([] if is_flat(maps["normal"]) else ["normal"])
-    entries = [("mesh.usda", _layer(textured, "normal" in names).encode())]
-    entries += [(f"textures/{n}.png", png(maps[n])) for n in names]
+def usdz_bytes(textured: TexturedMesh, maps: Maps | None = None) -> bytes:
+    """The archive: mesh.usda first, as the format demands, then its textures. maps: the material's, if there."""
+    maps = maps or Maps(textured.material)
+    entries = [("mesh.usda", _layer(textured, "normal" in maps.names).encode())]
+    entries += [(f"textures/{n}.png", maps.png(n)) for n in maps.names]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in entries:

@@ -13,6 +13,7 @@ from viewmesh.export.check import check_file
 from viewmesh.export.files import write_whole
 from viewmesh.export.glb import glb_bytes
 from viewmesh.export.hdr import hdr_bytes
+from viewmesh.export.images import Maps
 from viewmesh.export.obj import obj_files
 from viewmesh.export.plain import ply_bytes, stl_bytes
 from viewmesh.export.preview import previews
@@ -56,6 +57,7 @@ def export(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     output = result.output.validate()
+    maps = Maps(output.material)
     written: dict[str, Path] = {}
     steps = len(formats) + 3
 
@@ -64,14 +66,14 @@ def export(
 
     for step, kind in enumerate(formats, 1):
         progress("export", step, steps)
-        files = encode(output, kind, result.output_gaussians)
+        files = encode(output, kind, result.output_gaussians, maps)
         if kind != GAUSSIAN_PLY:
             check_file(f"mesh.{kind}", files, output)
         put(files)
     progress("export", steps - 2, steps)
     if output.environment is not None:
         put({"environment.hdr": hdr_bytes(output.environment)})
-    written[STORED] = save_reconstruction(result, folder / STORED)
+    written[STORED] = save_reconstruction(result, folder / STORED, maps)
     progress("export", steps - 1, steps)
     if pictures:
         put(result.previews or previews(output))
@@ -82,11 +84,14 @@ def export(
     return written
 
 
-def encode(output: TexturedMesh, kind: str, gaussians: Gaussians | None = None) -> dict[str, bytes]:
+def encode(
+    output: TexturedMesh, kind: str, gaussians: Gaussians | None = None, maps: Maps | None = None
+) -> dict[str, bytes]:
     """The files of one format, by name, of a mesh on the CPU in the frame that files are in."""
     if kind == GAUSSIAN_PLY and gaussians is not None:
         return {"gaussians.ply": gaussian_ply_bytes(gaussians)}
     if kind == "obj":
-        return obj_files(output)
-    writer = {"glb": glb_bytes, "ply": ply_bytes, "stl": stl_bytes, "usdz": usdz_bytes}[kind]
-    return {f"mesh.{kind}": writer(output)}
+        return obj_files(output, maps)
+    if kind in ("glb", "usdz"):
+        return {f"mesh.{kind}": (glb_bytes if kind == "glb" else usdz_bytes)(output, maps)}
+    return {f"mesh.{kind}": (ply_bytes if kind == "ply" else stl_bytes)(output)}
