@@ -19,7 +19,7 @@ from viewmesh.trellis.attention import prefer_cudnn_attention
 from viewmesh.trellis.checkpoint import PipelineConfig
 from viewmesh.trellis.decoders import SLatGaussianDecoder, SLatMeshDecoder
 from viewmesh.trellis.slat_flow import SLatFlowModel
-from viewmesh.trellis.split import in_halves
+from viewmesh.trellis.split import fast_on
 from viewmesh.trellis.stages import Networks
 from viewmesh.trellis.structure import SparseStructureDecoder, SparseStructureFlowModel
 from viewmesh.trellis.vit import DinoVisionTransformer
@@ -158,8 +158,7 @@ def load_encoder(file: Path, device: torch.device, loaded: Loaded) -> DinoVision
     """DINOv2 in float32. Without a configuration beside it, the file is of the published ViT-L/14."""
 
     def load() -> nn.Module:
-        network = read()
-        return in_halves(network) if device.type == "cuda" else network
+        return fast_on(device, read())
 
     def read() -> nn.Module:
         if file.suffix == ".pth":

@@ -26,6 +26,7 @@ from viewmesh.trellis.multiview import ModulatedMultiViewCond, ModulatedSLATMult
 from viewmesh.trellis.samplers import SamplerOptions, sample, sparse_std
 from viewmesh.trellis.slat_flow import SLatFlowModel
 from viewmesh.trellis.sparse import SparseTensor, Voxels
+from viewmesh.trellis.split import fast_on
 from viewmesh.trellis.structure import SparseStructureDecoder, SparseStructureFlowModel
 from viewmesh.trellis.surface import surface_mesh
 from viewmesh.trellis.vggt import USED_LAYERS, Aggregator
@@ -128,7 +129,7 @@ def _surface(f: Fixture, device: str) -> dict[str, Tensor]:
 
 
 def _dino(f: Fixture, device: str) -> dict[str, Tensor]:
-    model = built(DinoVisionTransformer(**f.args), f, device)
+    model = fast_on(torch.device(device), built(DinoVisionTransformer(**f.args), f, device))
     assert isinstance(model, DinoVisionTransformer)
     images = f.inputs["images"]
     return {"x_prenorm": model(images), "x_norm_patchtokens": model.patch_tokens(images)}
