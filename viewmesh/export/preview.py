@@ -20,7 +20,7 @@ from viewmesh.render.light import studio
 
 FRAMES, FRAMES_PER_SECOND, SIDE = 36, 18, 512
 FOV_Y_RAD = math.radians(35)
-ENCODER_THREADS = 4  # its own choice is one and a half per core, each with frames of its own
+ENCODER_THREADS = 1  # more take half as much again of the cores' time, and no less of ours
 
 
 def previews(mesh: TexturedMesh) -> dict[str, bytes]:

@@ -41,10 +41,10 @@ def drop_floaters(mesh: Mesh, *, keep: float = 0.01) -> Mesh:
     return select_faces(mesh, torch.from_numpy((areas >= keep * areas[0])[labels]))
 
 
-def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01) -> Mesh:
+def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01, labels: Tensor | None = None) -> Mesh:
     """Without the components that no view sees: inner shells, bubbles, double walls.
 
-    visible_faces: (F,) bool, True where some pixel of some view shows the face.
+    visible_faces: (F,) bool, True where some pixel of some view shows the face. labels: `components(mesh)`, if known.
     The rule: a component is dropped as a whole when the faces seen make up less than `seen` of its area (a stray pixel
     through a crack does not save a bubble). Hidden parts of a component that is seen stay: cutting them out would open
     the surface. If nothing at all is seen, that says nothing about the mesh, and it is returned as it is.
@@ -52,7 +52,8 @@ def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01) -> Mes
     visible = visible_faces.cpu().numpy().astype(bool)
     if not visible.any():
         return mesh
-    labels, areas = components(mesh).cpu().numpy(), _areas(mesh)
+    labels = (components(mesh) if labels is None else labels).cpu().numpy()
+    areas = _areas(mesh)
     total, shown = np.bincount(labels, areas), np.bincount(labels, areas * visible)
     wanted = shown >= seen * total
     wanted[np.argmax(shown)] = True

@@ -45,7 +45,7 @@ def _fit(
     scale, best, fitted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0
     for _ in range(2):  # so that the footprints, margins and all, would fill most of the square
         area = len(_footprints(points * scale, charts, margin)[0])
-        scale = min(limit, scale * np.sqrt(0.92 * cells * cells / area).clip(0.5, 1.1))
+        scale = min(limit, scale * np.sqrt(0.88 * cells * cells / area).clip(0.5, 1.1))
     for attempt in range(16):
         chart, x, y = _footprints(points * scale, charts, margin)
         if len(chart) <= cells * cells or best is None:
@@ -56,12 +56,13 @@ def _fit(
                 quarter = np.stack([-local[:, 1], local[:, 0]], 1)
                 best = np.where(placed.turned[of_point, None], quarter, local) + placed.shift[of_point]
                 fitted = scale
-        if best is not None and (height > 0.985 * cells or attempt >= 4 or fitted >= limit):
+        if best is not None and (height > 0.97 * cells or attempt >= 4 or fitted >= limit):
             break
         if height <= cells:
             scale = min(limit, scale * (cells / height) ** 0.5)
         else:
-            scale = max(scale * max((cells / height) ** 0.5 * 0.995, 0.5), 1.004 * fitted)
+            # margins do not shrink with the charts: height goes with the scale's power of 4/3, not with its square
+            scale = max(scale * max((0.995 * cells / height) ** 0.75, 0.5), 1.004 * fitted)
         if attempt > 8 and scale * extent.max() < 0.1:  # charts are points already
             break
     return None if best is None else best / cells

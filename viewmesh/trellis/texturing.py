@@ -83,10 +83,12 @@ def clean(mesh: Mesh) -> Mesh:
     if not is_watertight(mesh):
         mesh = fill_small_holes(weld(mesh), SMALL_HOLE)
     mesh = drop_floaters(mesh)
-    if int(components(mesh).max()) == 0:
+    labels = components(mesh)
+    if int(labels.max()) == 0:
         return mesh
     cameras = [all_around(32, 0.8, 256)]
-    return drop_hidden(mesh, visible_faces(mesh.to(device), cameras, get_rasterizer(device), near=1.0, far=4.0))
+    seen = visible_faces(mesh.to(device), cameras, get_rasterizer(device), near=1.0, far=4.0)
+    return drop_hidden(mesh, seen, labels=labels)
 
 
 @torch.no_grad()
