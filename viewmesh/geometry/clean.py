@@ -52,12 +52,11 @@ def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01, labels
     visible = visible_faces.cpu().numpy().astype(bool)
     if not visible.any():
         return mesh
-    labels = (components(mesh) if labels is None else labels).cpu().numpy()
-    areas = _areas(mesh)
-    total, shown = np.bincount(labels, areas), np.bincount(labels, areas * visible)
+    label, areas = (components(mesh) if labels is None else labels).cpu().numpy(), _areas(mesh)
+    total, shown = np.bincount(label, areas), np.bincount(label, areas * visible)
     wanted = shown >= seen * total
     wanted[np.argmax(shown)] = True
-    return select_faces(mesh, torch.from_numpy(wanted[labels]))
+    return select_faces(mesh, torch.from_numpy(wanted[label]))
 
 
 def fill_small_holes(mesh: Mesh, max_edges: int) -> Mesh:
