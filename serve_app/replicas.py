@@ -15,7 +15,7 @@ from viewmesh.weights.ready import Readiness
 Json = dict[str, Any]
 T = TypeVar("T")
 log = logging.getLogger("ray.serve")
-FRESH_S = 2.0  # so long nobody is asked again
+FRESH_S = 5.0  # so long nobody is asked again: an answer of Serve takes 0.05 s of a core here, and of its controller
 OLD_S = 10.0  # so long a request does not wait for the answer
 PATIENCE_S = 1.0
 
@@ -48,7 +48,7 @@ class Seen:
 
 
 class Watched(Generic[T]):
-    """A value that is asked for at most every two seconds. What is a little older is good enough for this request, and
+    """A value that is asked for at most every few seconds. What is a little older is good enough for this request, and
     asked for anew for the next one."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]], value: T) -> None:
