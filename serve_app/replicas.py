@@ -15,7 +15,7 @@ from viewmesh.weights.ready import Readiness
 Json = dict[str, Any]
 T = TypeVar("T")
 log = logging.getLogger("ray.serve")
-FRESH_S = 5.0  # so long nobody is asked again: an answer of Serve takes 0.05 s of a core here, and of its controller
+FRESH_S = 5.0  # so long nobody is asked again: to read an answer of Serve takes 0.05 s of a core
 OLD_S = 10.0  # so long a request does not wait for the answer
 PATIENCE_S = 1.0
 
