@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from viewmesh.export.glb import glb_bytes
+from viewmesh.export.write import encode
 from viewmesh.trellis import stages
 from viewmesh.trellis.checkpoint import DINOV2_VITL14_REG, NETWORKS, storage_dtypes
 from viewmesh.trellis.pipeline import Trellis, y_up
@@ -270,7 +270,7 @@ def bench_whole(table: Table, model: Trellis, n: int) -> None:
         textured = texture(mesh, target_faces=20_000, texture_size=1024)
         parts.update(textured.seconds)
         began = time.perf_counter()
-        data = glb_bytes(textured.mesh)
+        data = encode(textured.mesh, "glb")["mesh.glb"]
         parts["glb"] = time.perf_counter() - began
         return data
 

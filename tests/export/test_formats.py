@@ -19,7 +19,6 @@ from results import result_of, textured_ball
 
 from viewmesh.errors import InvalidMesh
 from viewmesh.export.check import check_file
-from viewmesh.export.glb import glb_bytes
 from viewmesh.export.images import dequantised, quantised
 from viewmesh.export.write import FORMATS, GAUSSIAN_PLY, encode
 
@@ -64,11 +63,11 @@ def test_glb_says_metallic_roughness_occlusion_and_normals(tmp_path):
     assert np.allclose(np.linalg.norm(read.vertex_normals, axis=1), 1, atol=1e-5)
     outwards = np.asarray(read.vertices) / np.linalg.norm(read.vertices, axis=1, keepdims=True)
     assert ((read.vertex_normals * outwards).sum(1) > 0.98).all()
-    document, _ = chunks(glb_bytes(mesh))
+    document, _ = chunks(encode(mesh, "glb")["mesh.glb"])
     pbr = document["materials"][0]["pbrMetallicRoughness"]
     assert pbr["metallicFactor"] == pbr["roughnessFactor"] == 1
     assert document["materials"][0]["occlusionTexture"]["index"] == pbr["metallicRoughnessTexture"]["index"]
-    flat, _ = chunks(glb_bytes(textured_ball(flat=True)))
+    flat, _ = chunks(encode(textured_ball(flat=True), "glb")["mesh.glb"])
     assert "normalTexture" not in flat["materials"][0]
 
 
@@ -88,8 +87,8 @@ def test_the_khronos_validator_finds_nothing(tmp_path):
         pytest.skip("needs node and `npm --prefix tests/export ci`")
     files = {"bumpy": textured_ball(), "flat": textured_ball(flat=True), "moved": result_of().output}
     for name, mesh in files.items():
-        (tmp_path / f"{name}.glb").write_bytes(glb_bytes(mesh))
-    broken = bytearray(glb_bytes(textured_ball()))
+        (tmp_path / f"{name}.glb").write_bytes(encode(mesh, "glb")["mesh.glb"])
+    broken = bytearray(encode(textured_ball(), "glb")["mesh.glb"])
     at = broken.index(b'"max":[') + 7
     broken[at : at + 3] = b"9.9"
     (tmp_path / "broken.glb").write_bytes(broken)

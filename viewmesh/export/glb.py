@@ -15,9 +15,9 @@ ARRAY, ELEMENTS = 34962, 34963
 LINEAR, TRILINEAR, CLAMP = 9729, 9987, 33071
 
 
-def glb_bytes(textured: TexturedMesh, maps: Maps | None = None) -> bytes:
-    """The file. The normal map is left out where it is flat. maps: the material's, if they are there already."""
-    split, maps = split_at_seams(textured), maps or Maps(textured.material)
+def glb_bytes(textured: TexturedMesh, maps: Maps) -> bytes:
+    """The file. The normal map is left out where it is flat. maps: of the mesh's material."""
+    split = split_at_seams(textured)
     binary, views = bytearray(), []
 
     def add(data: bytes, **target: int) -> int:

@@ -7,10 +7,9 @@ from viewmesh.export.seams import unit_normals
 from viewmesh.geometry.mesh import TexturedMesh
 
 
-def obj_files(textured: TexturedMesh, maps: Maps | None = None) -> dict[str, bytes]:
-    """File contents by name. Vertices are not doubled: each corner names its vertex, UV and normal. maps: the
-    material's, if they are there already."""
-    maps = maps or Maps(textured.material)
+def obj_files(textured: TexturedMesh, maps: Maps) -> dict[str, bytes]:
+    """File contents by name. Vertices are not doubled: each corner names its vertex, UV and normal. maps: of the mesh's
+    material."""
     orm = maps.images["orm"]
     files = {
         "mesh.obj": _obj(textured),

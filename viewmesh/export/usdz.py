@@ -10,9 +10,8 @@ from viewmesh.export.seams import split_at_seams
 from viewmesh.geometry.mesh import TexturedMesh
 
 
-def usdz_bytes(textured: TexturedMesh, maps: Maps | None = None) -> bytes:
-    """The archive: mesh.usda first, as the format demands, then its textures. maps: the material's, if there."""
-    maps = maps or Maps(textured.material)
+def usdz_bytes(textured: TexturedMesh, maps: Maps) -> bytes:
+    """The archive: mesh.usda first, as the format demands, then its textures. maps: of the mesh's material."""
     entries = [("mesh.usda", _layer(textured, "normal" in maps.names).encode())]
     entries += [(f"textures/{n}.png", maps.png(n)) for n in maps.names]
     buffer = io.BytesIO()

@@ -87,11 +87,14 @@ def export(
 def encode(
     output: TexturedMesh, kind: str, gaussians: Gaussians | None = None, maps: Maps | None = None
 ) -> dict[str, bytes]:
-    """The files of one format, by name, of a mesh on the CPU in the frame that files are in."""
+    """The files of one format, by name, of a mesh on the CPU in the frame that files are in. maps: of its material, if
+    they are there already."""
     if kind == GAUSSIAN_PLY and gaussians is not None:
         return {"gaussians.ply": gaussian_ply_bytes(gaussians)}
+    if kind in ("ply", "stl"):
+        return {f"mesh.{kind}": (ply_bytes if kind == "ply" else stl_bytes)(output)}
+    maps = maps or Maps(output.material)
     if kind == "obj":
         return obj_files(output, maps)
-    if kind in ("glb", "usdz"):
-        return {f"mesh.{kind}": (glb_bytes if kind == "glb" else usdz_bytes)(output, maps)}
-    return {f"mesh.{kind}": (ply_bytes if kind == "ply" else stl_bytes)(output)}
+    writer = {"glb": glb_bytes, "usdz": usdz_bytes}[kind]
+    return {f"mesh.{kind}": writer(output, maps)}
