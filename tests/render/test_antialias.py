@@ -29,7 +29,10 @@ def test_antialias_agrees_with_the_twin(backend):
         (out2 * g.to(out2)).sum().backward()
         close(out2, out, 1e-3)
         close(ours[0].grad, exact[0].grad, 1e-3)
-        if rasterizer.name != "nvdiffrast":  # whose choice of a crossing differs from run to run; areas hold it, below
+        if rasterizer.name == "nvdiffrast":  # it decides single crossings otherwise; values and colours still agree
+            a, b = ours[1].grad.cpu().double().flatten(), exact[1].grad.flatten()
+            assert float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.97
+        else:
             close(ours[1].grad, exact[1].grad, 2e-3)
         assert float(exact[1].grad.abs().max()) > 0
 

@@ -1,4 +1,4 @@
-"""Float32 products of halves: as exact as float32, whatever the factors' size."""
+"""Float32 products of halves: nearly as exact as float32 ones, whatever the factors' size."""
 
 import pytest
 import torch
