@@ -1,7 +1,8 @@
 """Jobs per hour for 1, 2, 4 … replicas on one host: the real service, its queue and HTTP, a GPU each if not told else.
 
 python bench/scale.py data/spot --replicas 4 2 1                         Nvdiffrec, preset standard
-python bench/scale.py data/spot --model trellis --weights DIR --jobs 3   TRELLIS with the weights in DIR
+python bench/scale.py data/spot --model trellis --weights DIR --jobs 48  TRELLIS with the weights in DIR
+python bench/scale.py data/spot --model trellis --jobs 48                TRELLIS with random weights, see bench/shell.py
 python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two replicas on one GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
 
@@ -30,6 +31,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from trellis import write_checkpoint
+
 from serve_app.client import Client, ServiceError
 from serve_app.schemas import ReconstructionView
 from serve_app.testing import RayService, deployment
@@ -37,6 +40,7 @@ from viewmesh.options import Options
 
 WORKER = {"nvdiffrec": "Nvdiffrec", "trellis": "Trellis"}
 STAGE = {"nvdiffrec": "optimise", "trellis": "generate"}
+RANDOM = Path("/tmp/viewmesh-bench/trellis")  # bench/trellis.py keeps its random weights there, too
 MANY = 30  # jobs of a wave that has a sustained rate
 
 
@@ -126,7 +130,7 @@ class Bench:
 
         def change(config: dict) -> None:
             scaled(config, self.worker, low, high)
-            seats(config, self.given.model, high)
+            seats(config, self.given, high)
             others(config, self.given.model, high)
 
         self.service.deploy(change)
@@ -193,10 +197,10 @@ def others(config: dict, model: str, replicas: int) -> None:
         scaled(config, name, count, count)
 
 
-def seats(config: dict, model: str, replicas: int) -> None:
+def seats(config: dict, given: argparse.Namespace, replicas: int) -> None:
     """One for each optimiser; generators work on a few jobs at once."""
-    count = replicas if model == "nvdiffrec" else 12 * replicas
-    deployment(config, "Conductor")["user_config"]["slots"] = {model: count}
+    count = replicas if given.model == "nvdiffrec" else given.seats * replicas
+    deployment(config, "Conductor")["user_config"]["slots"] = {given.model: count}
 
 
 def seconds(job: ReconstructionView) -> dict[str, float]:
@@ -219,13 +223,16 @@ def adapt(given: argparse.Namespace, most: int):
     def change(config: dict) -> None:
         application = config["applications"][0]
         args, listed = application["args"], application["deployments"]
-        seats(config, given.model, most)
+        seats(config, given, most)
         args["fake"] = {"optimise_s": given.fake} if given.fake else None
         deployment(config, "Nvdiffrec")["user_config"]["slice_s"] = 8.0
         if given.model == "trellis":
             listed[:] = [entry for entry in listed if entry["name"] != "Nvdiffrec"]
             args.update(models=["trellis"], weights={"trellis": str(given.weights.absolute())})
-            listed.append({"name": "Trellis", "user_config": {"compile": given.compile}})
+            compiled = {"compile": given.compile}
+            listed.append({"name": "Trellis", "max_ongoing_requests": given.seats, "user_config": compiled})
+            if given.weights == RANDOM:
+                application["import_path"] = "bench.shell:build"
         actor = {"num_gpus": 1 / given.per_gpu} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
         deployment(config, WORKER[given.model])["ray_actor_options"] = actor
         others(config, given.model, most)
@@ -273,7 +280,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="jobs per replica in a wave")
     parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
     parser.add_argument("--preset", default="standard")
-    parser.add_argument("--weights", type=Path, help="folder of the TRELLIS checkpoint")
+    parser.add_argument("--weights", type=Path, default=RANDOM, help="folder of the TRELLIS checkpoint; else random")
+    parser.add_argument("--seats", type=int, default=12, help="jobs that a replica of Trellis takes at once")
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
@@ -284,6 +292,8 @@ def main() -> None:
     began, most = time.monotonic(), max(given.replicas)
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
     source = zipped(given.capture, folder) if given.capture else None
+    if given.model == "trellis" and given.weights == RANDOM and not (RANDOM / "pipeline.json").exists():
+        write_checkpoint(RANDOM, "trellis")
     with RayService(folder / "data", adapt(given, most)) as service, service.client() as client:
         bench = Bench(given, service, client, source)
         print(f"{most} replicas ready after {time.monotonic() - began:.0f} s, {os.cpu_count()} CPU cores", flush=True)

@@ -121,6 +121,7 @@ def write_checkpoint(folder: Path, model: str) -> None:
         state = {f"{p}.{k}": v for p, net in parts.items() for k, v in random_state(net, torch.float32).items()}
         save_file(state, folder / "vggt" / "model.safetensors")
         (folder / "vggt" / "config.json").write_text(json.dumps({"img_size": 518, "patch_size": 14, "embed_dim": 1024}))
+    torch.cuda.empty_cache()
 
 
 def shell(resolution: int, thickness: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -296,7 +297,6 @@ def main() -> None:
     folder = arguments.load / arguments.model
     if not (folder / "pipeline.json").exists():
         write_checkpoint(folder, arguments.model)
-        torch.cuda.empty_cache()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {arguments.model}")
     start = time.perf_counter()

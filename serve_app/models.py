@@ -48,6 +48,7 @@ class Model:
 NONE: Mapping[str, Any] = MappingProxyType({})
 COMMON = ("model", "preset", "seed", "target_faces", "texture_size", "formats", "views")
 GENERATIVE = (*COMMON, "refine", "steps", "cfg", "multiimage_mode")
+GENERATOR = "deployments.adapters.trellis:LibraryGenerator"
 
 
 def _nvdiffrec(args: AppArgs) -> Any:
@@ -66,9 +67,7 @@ def _generative(args: AppArgs) -> Any:
 
     engine_args = {"device": args.device, "weights": args.weights}
     models = [model.name for model in served(args).values() if model.kind == "generator"]
-    return Trellis.bind(
-        args.artifacts_url(), "deployments.adapters.trellis:LibraryGenerator", engine_args, models
-    )  # fmt: skip
+    return Trellis.bind(args.artifacts_url(), GENERATOR, engine_args, models)
 
 
 MODELS: dict[str, Model] = {

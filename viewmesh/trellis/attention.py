@@ -4,27 +4,38 @@ Tokens of several items lie one after another in a row of L; `counts` (B,), on t
 leading dimension P holds passes over the same tokens (the conditioned and the unconditioned pass of guidance).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
+
+WITHOUT_PLANS = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 
 
-def prefer_cudnn_attention() -> None:
-    """Puts cuDNN's kernel first among torch's attention kernels: the fastest on Hopper. A setting of the process, made
-    once when a model is loaded onto CUDA; setting it per call costs more than the call."""
-    from torch.nn.attention import SDPBackend
+def prefer_attention_without_plans() -> None:
+    """Puts cuDNN's kernel last among torch's attention kernels, where torch puts it first on Hopper. It is the fastest,
+    by a fifth of a step of structure, but each thread plans it anew for each shape: for an object of another size 0.35
+    s in the mesh decoder and 0.1 to 0.25 s in the latent flow, on an H100. A setting of the process, made once when a
+    model is loaded onto CUDA; setting it per call costs more than the call."""
+    _prefer(*WITHOUT_PLANS, SDPBackend.CUDNN_ATTENTION)
 
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    torch._C._set_sdp_priority_order([int(backend) for backend in order])  # type: ignore[arg-type]
+
+@contextmanager
+def planned_attention() -> Iterator[None]:
+    """cuDNN's kernel first, for what is recorded once and replayed. Other threads may meet it meanwhile, and plan."""
+    _prefer(SDPBackend.CUDNN_ATTENTION, *WITHOUT_PLANS)
+    try:
+        yield
+    finally:
+        prefer_attention_without_plans()
+
+
+def _prefer(*kernels: SDPBackend) -> None:
+    torch._C._set_sdp_priority_order([int(kernel) for kernel in kernels])  # type: ignore[arg-type]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -35,12 +46,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
     """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), counts (B,) on the CPU, sum L."""
-    return attend(q, k, v) if counts.shape[0] == 1 else _attend_within_items(q, k, v, counts)
+    return _attend_within_items(q, k, v, counts) if q.is_cuda or counts.shape[0] > 1 else attend(q, k, v)
 
 
 def attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
-    if counts.shape[0] > 1:
+    if q.is_cuda or counts.shape[0] > 1:
         return _attend_to_context(q, kv, counts)
     N = kv.shape[2]
     if N == 1:
@@ -50,7 +61,8 @@ def attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     return attend(many, k, v).unflatten(0, (-1, N)).mean(1)
 
 
-# Opaque to the compiler: one compiled block then serves any number of items, of any lengths, and of views.
+# Opaque to the compiler: one compiled block then serves any number of items, of any lengths, and of views; and torch's
+# kernel of attention is chosen by each call.
 @torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
 def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
     lengths = counts.tolist()

@@ -15,7 +15,7 @@ from torch import nn
 
 from viewmesh.errors import InputError, MissingModel
 from viewmesh.trellis import checkpoint
-from viewmesh.trellis.attention import prefer_cudnn_attention
+from viewmesh.trellis.attention import prefer_attention_without_plans
 from viewmesh.trellis.checkpoint import PipelineConfig
 from viewmesh.trellis.decoders import SLatGaussianDecoder, SLatMeshDecoder
 from viewmesh.trellis.slat_flow import SLatFlowModel
@@ -94,7 +94,7 @@ def weights_folder(weights: Path | str) -> Path:
 def load_networks(config: PipelineConfig, device: torch.device, dtype: torch.dtype | None, loaded: Loaded) -> Networks:
     """The five networks that make a mesh and Gaussians."""
     if device.type == "cuda":
-        prefer_cudnn_attention()
+        prefer_attention_without_plans()
 
     def load(field_name: str, kind: type[T]) -> T:
         return load_network(config, NETWORK_ROLES[field_name], kind, device, dtype, loaded)

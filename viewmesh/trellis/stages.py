@@ -57,7 +57,8 @@ def sample_structure(
 
 def occupied(networks: Networks, latent: Tensor) -> Voxels:
     """The voxels of one structure latent (1, C, R, R, R). Raises EmptyReconstruction when there are none."""
-    logits = networks.structure_decoder(latent)  # (1, 1, 4R, 4R, 4R)
+    decoder = networks.structure_decoder
+    logits = (decoder.recorded or decoder)(latent)  # (1, 1, 4R, 4R, 4R)
     coords = (logits[:, 0] > 0).nonzero()  # item, x, y, z, in that order of significance
     if len(coords) == 0:
         raise EmptyReconstruction("The structure stage left no voxel: the model saw no object in the views.")
@@ -110,6 +111,8 @@ def _noise(shape: tuple[int, ...], generator: torch.Generator, device: torch.dev
 
 def fused_views(flow: FlowTransformer, condition: Tensor, voxels: Voxels | None = None) -> Velocity:
     """One condition (N, T, C) of N views, averaged inside the cross-attentions (N = 1: the plain model)."""
+    if (recorded := flow.recorded) is not None:
+        return lambda x, t, *, guided, step: split(recorded(x, t, condition[None, None], guided=guided))
     guided_context = flow.context(condition[None, None], null=True)
 
     def velocity(x: Tensor, t: Tensor, *, guided: bool, step: int) -> tuple[Tensor, Tensor | None]:
@@ -122,11 +125,13 @@ def stochastic_views(flow: FlowTransformer, conditions: Tensor, voxels: Voxels |
     """One view per step in turn; conditions (N, T, C). Views beyond the number of steps are never seen."""
     if len(conditions) == 1:
         return fused_views(flow, conditions, voxels)
+    nulls = flow.nulls()
 
     def velocity(x: Tensor, t: Tensor, *, guided: bool, step: int) -> tuple[Tensor, Tensor | None]:
-        condition = conditions[step % len(conditions)]
-        context = flow.context(condition[None, None, None], null=guided)
-        return _evaluate(flow, x, t, context, voxels)
+        condition = conditions[step % len(conditions)][None, None, None]
+        if flow.recorded is not None:
+            return split(flow.recorded(x, t, condition, guided=guided))
+        return _evaluate(flow, x, t, flow.context(condition, null=guided and nulls), voxels)
 
     return velocity
 
@@ -156,5 +161,9 @@ def _passes(flow: FlowTransformer, x: Tensor, t: Tensor, context: Context, voxel
 def _evaluate(
     flow: FlowTransformer, x: Tensor, t: Tensor, context: Context, voxels: Voxels | None
 ) -> tuple[Tensor, Tensor | None]:
-    v = _passes(flow, x, t, context, voxels)
+    return split(_passes(flow, x, t, context, voxels))
+
+
+def split(v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(1 or 2, ...): the conditioned pass and the other one, if there is one."""
     return v[0], v[1] if len(v) > 1 else None

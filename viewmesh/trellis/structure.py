@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viewmesh.trellis.layers import ChannelLayerNorm32, TimestepEmbedder, position_embedding
+from viewmesh.trellis.replay import Recorded
 from viewmesh.trellis.transformer import Context, FlowBlock, FlowTransformer
 
 
@@ -96,6 +97,7 @@ class SparseStructureDecoder(nn.Module):
         super().__init__()
         if norm_type != "layer":
             raise ValueError(f"Only norm_type 'layer' is published, got {norm_type!r}.")
+        self.recorded: Recorded | None = None  # the network for one item, see warm.py
         self.input_layer = nn.Conv3d(latent_channels, channels[0], 3, padding=1)
         self.middle_block = nn.Sequential(*(ResBlock3d(channels[0]) for _ in range(num_res_blocks_middle)))
         blocks: list[nn.Module] = []

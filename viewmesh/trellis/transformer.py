@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from viewmesh.trellis.attention import WindowBucket, attend_to_context, attend_within_items, attend_within_windows
 from viewmesh.trellis.layers import FeedForward, LayerNorm32, MultiHeadRMSNorm
+from viewmesh.trellis.replay import Recorded
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def kv(self, condition: Tensor) -> Tensor:
-        """(..., T, C') to (..., 2, T, H, D), contiguous."""
-        kv = self.to_kv(condition.to(self.to_kv.weight.dtype)).unflatten(-1, (2, self.heads, -1))
-        return kv.movedim(-3, -4).contiguous()
+        """(..., T, C') to (..., 2, T, H, D)."""
+        return self.to_kv(condition.to(self.to_kv.weight.dtype)).unflatten(-1, (2, self.heads, -1)).movedim(-3, -4)
 
     def null(self) -> Tensor:
         """(C,): the output for a condition of zeros, whatever the query."""
@@ -150,6 +150,7 @@ class FlowTransformer(nn.Module):
 
     blocks: nn.ModuleList
     run_block: Callable[..., Tensor] = staticmethod(nn.Module.__call__)  # replaced by its compiled form, see warm.py
+    recorded: Recorded | None = None  # `velocities`, for a network whose tokens are always as many, see warm.py
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,14 +165,26 @@ class FlowTransformer(nn.Module):
         assert isinstance(block, FlowBlock)
         return block.cross_attn.to_kv.in_features
 
+    def velocities(self, x: Tensor, t: Tensor, condition: Tensor, *, guided: bool) -> Tensor:
+        """The passes under conditions (P, B, N, T, C'), and that under one of zeros if `guided`: (P, ...), float32."""
+        return self(x, t, self.context(condition, null=guided))
+
     @torch.no_grad()
-    def context(self, condition: Tensor, negative: Tensor | None = None, *, null: bool = False) -> Context:
-        """Conditions (P, B, N, T, C') → Context; `negative` is one more such pass, `null` one with zeros."""
+    def context(
+        self, condition: Tensor, negative: Tensor | None = None, *, null: bool | tuple[Tensor, ...] = False
+    ) -> Context:
+        """Conditions (P, B, N, T, C') → Context; `negative` is one more such pass, `null` one with zeros: True, or
+        what `nulls` returned."""
         if negative is not None:
             condition = torch.cat([condition, negative.expand_as(condition[:1])])
-        attentions = [block.cross_attn for block in self.blocks]
-        kv = tuple(attention.kv(condition) for attention in attentions)  # type: ignore[operator]
-        return Context(kv, tuple(a.null() for a in attentions) if null else None)  # type: ignore[operator]
+        condition = condition.to(self.dtype)
+        kv = tuple(block.cross_attn.kv(condition) for block in self.blocks)  # type: ignore[operator]
+        return Context(kv, (self.nulls() if null is True else null) or None)
+
+    @torch.no_grad()
+    def nulls(self) -> tuple[Tensor, ...]:
+        """The same for all conditions."""
+        return tuple(block.cross_attn.null() for block in self.blocks)  # type: ignore[operator]
 
     def run_blocks(self, x: Tensor, t_emb: Tensor, context: Context, counts: list[int], item: Tensor | None) -> Tensor:
         """x (1 or P, L, C) through all blocks, as P = context.passes passes."""

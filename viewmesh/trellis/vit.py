@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viewmesh.trellis.attention import attend
+from viewmesh.trellis.replay import Recorded
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -107,6 +108,7 @@ class DinoVisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = img_size
+        self.recorded: Recorded | None = None  # the network for so many images, see warm.py
         patches = (img_size // patch_size) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, embed_dim))
@@ -137,5 +139,5 @@ class DinoVisionTransformer(nn.Module):
 
 def image_condition(model: DinoVisionTransformer, images: Tensor) -> Tensor:
     """Images (B, 3, S, S) in [0, 1] to TRELLIS's condition tokens (B, T, C), layer-normed without gain, float32."""
-    tokens = model(imagenet_normalized(images)).float()
+    tokens = (model.recorded or model)(imagenet_normalized(images)).float()
     return F.layer_norm(tokens, tokens.shape[-1:])

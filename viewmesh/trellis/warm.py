@@ -1,11 +1,11 @@
-"""Compiles what runs most often: one flow block, shared by all blocks of both flow networks.
+"""Compiles what runs most often: one flow block, shared by all blocks of both flow networks. Records what is always of
+one size: the structure flow and its decoder, the image encoder.
 
 Only the CUDA path is compiled. The compiled block takes any number of tokens, passes and views, so one warm-up serves
 every request; its code is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), which makes the next start short.
 
-CUDA graphs were tried and left out: on an H100 the guided evaluations, ten of twelve, keep the device busy without
-them (21.9 ms against 21.5 ms replayed, 17.8 against 17.5), and a graph of the latent flow, whose size is each
-request's own, costs as much to capture as it saves.
+Alone on an H100 a recorded evaluation is hardly faster (21.5 ms instead of 21.9): it is for hosts whose cores are busy,
+see replay.py. A graph of the latent flow, whose size is each request's own, costs as much to record as it saves.
 """
 
 import logging
@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from viewmesh.trellis.attention import planned_attention
+from viewmesh.trellis.replay import Recorded
 from viewmesh.trellis.transformer import Context, FlowBlock, FlowTransformer
+from viewmesh.trellis.vit import DinoVisionTransformer
 
 if TYPE_CHECKING:
     from viewmesh.trellis.stages import Networks
@@ -107,6 +110,35 @@ def compile_flows(
             seconds[name + part] = time.perf_counter() - start
             flow.run_block = CompiledFor(ready | before[name])  # one assignment: calls in flight keep what they have
     return seconds
+
+
+@torch.no_grad()
+def record_structure(networks: "Networks", like: Tensor, items: int = 1) -> None:
+    """The flow for one to `items` requests at once, each under one condition `like` (T, C'), and the decoder for one.
+    CUDA only."""
+    if networks.device.type != "cuda":
+        return
+    flow, decoder = networks.structure_flow, networks.structure_decoder
+    velocities, occupancy = flow.recorded or Recorded(flow.velocities), decoder.recorded or Recorded(decoder)
+    latent = torch.zeros(1, flow.in_channels, *(flow.resolution,) * 3, device=networks.device)
+    with planned_attention():
+        for B in range(1, items + 1):
+            condition = like.expand(1, B, 1, *like.shape)
+            for guided in (True, False):
+                velocities.record(latent.repeat(B, 1, 1, 1, 1), latent.new_zeros(1), condition, guided=guided)
+    occupancy.record(latent)
+    flow.recorded, decoder.recorded = velocities, occupancy
+
+
+@torch.no_grad()
+def record_encoder(encoder: DinoVisionTransformer, images: int) -> None:
+    """For one to `images` at once. CUDA only."""
+    if not encoder.pos_embed.is_cuda:
+        return
+    recorded = encoder.recorded or Recorded(encoder)
+    for n in range(1, images + 1):
+        recorded.record(encoder.pos_embed.new_zeros(n, 3, encoder.image_size, encoder.image_size))
+    encoder.recorded = recorded
 
 
 def _run_once(flow: FlowTransformer, context: Context, items: int) -> None:
