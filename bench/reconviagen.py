@@ -22,7 +22,7 @@ from torch import Tensor
 from trellis import PUBLISHED, batched, random_state, shell
 
 from viewmesh.trellis import tiny
-from viewmesh.trellis.attention import attend, attend_to_context, prefer_cudnn_attention
+from viewmesh.trellis.attention import attend, attend_to_context, prefer_attention_without_plans
 from viewmesh.trellis.checkpoint import NETWORKS
 from viewmesh.trellis.reconviagen import DEFAULTS
 from viewmesh.trellis.samplers import guided_evaluations, sample, sparse_std
@@ -221,7 +221,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda":
-        prefer_cudnn_attention()
+        prefer_attention_without_plans()
     torch.manual_seed(0)
     stages = stages_of(arguments.tiny, device)
     clock = Clock(device, arguments.repeat)

@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
     parser.add_argument("--preset", default="standard")
     parser.add_argument("--weights", type=Path, default=RANDOM, help="folder of the TRELLIS checkpoint; else random")
-    parser.add_argument("--seats", type=int, default=12, help="jobs that a replica of Trellis takes at once")
+    parser.add_argument("--seats", type=int, default=18, help="jobs that a replica of Trellis takes at once")
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")

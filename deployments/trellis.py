@@ -32,7 +32,7 @@ log = logging.getLogger("ray.serve")
 
 @serve.deployment(
     name="Trellis",
-    max_ongoing_requests=12,  # some on the device, some being textured
+    max_ongoing_requests=18,  # some on the device, some being textured
     max_queued_requests=-1,
     graceful_shutdown_timeout_s=60,
     health_check_period_s=3,

@@ -51,11 +51,11 @@ class ConductorConfig(Strict):
     slots: dict[ModelName, Annotated[int, Field(ge=1)]] = Field(
         default={},
         description="Jobs of a model from their first stage to their last but one; others wait as `queued`. "
-        "Default 4 of nvdiffrec, 12 of the others.",
+        "Default 4 of nvdiffrec, 18 of the others.",
     )
 
     def slots_of(self, model: str) -> int:
-        usual = 12 if model in GENERATIVE else 4  # a generator's replica works on a dozen at once
+        usual = 18 if model in GENERATIVE else 4  # a generator's replica works on so many at once
         return {str(name): count for name, count in self.slots.items()}.get(model, usual)
 
 

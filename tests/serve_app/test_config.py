@@ -90,7 +90,7 @@ def test_no_jobs_take_turns_on_the_replicas_that_there_are(shipped, gpus, slots)
 
 def test_the_usual_seats_of_a_generative_model_are_what_one_replica_works_on():
     conductor = ConductorConfig.model_validate({"slots": {"reconviagen": 3}})
-    assert conductor.slots_of("trellis") == Trellis.max_ongoing_requests == 12
+    assert conductor.slots_of("trellis") == Trellis.max_ongoing_requests == 18
     assert conductor.slots_of("reconviagen") == 3
     assert conductor.slots_of("nvdiffrec") == 4
 

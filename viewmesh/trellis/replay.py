@@ -63,11 +63,13 @@ class Recorded:
         if key in self.graphs:
             return
         with torch.cuda.device(device):
+            held = tuple(given.clone() for given in inputs)
+            # Plans, which cannot be made while it is recorded. In the caller's stream: what a stream has allocated
+            # stays its own, and another one's would be gigabytes that nobody uses again.
+            self.function(*held, **chosen)
             before, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(before)
             with torch.cuda.stream(side):
-                held = tuple(given.clone() for given in inputs)
-                self.function(*held, **chosen)  # plans and workspaces, which cannot be made while it is recorded
                 self.pool = self.pool or torch.cuda.graph_pool_handle()
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(self.pool, capture_error_mode="thread_local")
@@ -76,6 +78,8 @@ class Recorded:
                 finally:
                     graph.capture_end()
             before.wait_stream(side)
+            # cuBLAS would give its scratch memory of this recording to whoever is handed the same stream later.
+            torch._C._cuda_clearCublasWorkspaces()
         self.graphs[key] = Graph(graph, held, output)
 
 
