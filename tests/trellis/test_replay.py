@@ -1,5 +1,7 @@
 """What is recorded gives what the function gives, whoever calls it; what is not recorded is called."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,6 +27,25 @@ def test_what_was_not_recorded_is_called():
     assert calls == [{}, {"guided": False}, {"guided": True}, {"guided": True}, {"guided": True}]
 
 
+def test_it_does_not_keep_the_object_that_holds_it():
+    class Network:
+        def __init__(self) -> None:
+            self.recorded = Recorded(self.forward)
+
+        def forward(self, x):
+            return x + 1
+
+    network = Network()
+    assert network.recorded(torch.zeros(1)).tolist() == [1]
+    seen = weakref.ref(network)
+    gc.disable()
+    try:
+        del network
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 @pytest.fixture
 def network():
     torch.manual_seed(0)
@@ -37,7 +58,7 @@ def test_a_replay_gives_what_the_function_gives_and_leaves_earlier_results_alone
     for n in (4, 7):
         for twice in (True, False):
             recorded.record(torch.zeros(n, 64).cuda(), twice=twice)
-    function, recorded.function = recorded.function, None  # pyright: ignore[reportAttributeAccessIssue]
+    function, recorded._function = recorded.function, lambda: None  # nothing is left to be called
     given = [(torch.randn(n, 64).cuda(), twice) for n in (4, 7, 4) for twice in (True, False)]
     with torch.no_grad():
         found = [recorded(x, twice=twice) for x, twice in given]

@@ -8,7 +8,9 @@ took up to three times as long.
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -31,14 +33,23 @@ class Recorded:
     Several threads may call it, on streams of their own: replays wait for each other on the device. Keyword arguments
     are not tensors, and each value is a graph of its own. What the function itself reads (weights) must stay in place,
     and it must neither wait for the device nor copy to it.
+
+    A method is held weakly, for its object may hold this one: in a cycle, weights would stay on the device until
+    somebody collects garbage, which Serve's replicas do seldom.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
+        self._function = WeakMethod(function) if isinstance(function, MethodType) else lambda: function
         self.graphs: dict[Shapes, Graph] = {}
         self.replaying = threading.Lock()
         self.pool: Any = None  # of device memory, shared by the graphs: no two run at once
         self.last: torch.Event | None = None
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        function = self._function()
+        assert function is not None, "its object is gone"
+        return function
 
     def __call__(self, *inputs: Tensor, **chosen: Any) -> Tensor:
         found = self.graphs.get(_shapes(inputs, chosen))

@@ -119,7 +119,7 @@ def record_structure(networks: "Networks", like: Tensor, items: int = 1) -> None
     if networks.device.type != "cuda":
         return
     flow, decoder = networks.structure_flow, networks.structure_decoder
-    velocities, occupancy = flow.recorded or Recorded(flow.velocities), decoder.recorded or Recorded(decoder)
+    velocities, occupancy = flow.recorded or Recorded(flow.velocities), decoder.recorded or Recorded(decoder.forward)
     latent = torch.zeros(1, flow.in_channels, *(flow.resolution,) * 3, device=networks.device)
     with planned_attention():
         for B in range(1, items + 1):
@@ -135,7 +135,7 @@ def record_encoder(encoder: DinoVisionTransformer, images: int) -> None:
     """For one to `images` at once. CUDA only."""
     if not encoder.pos_embed.is_cuda:
         return
-    recorded = encoder.recorded or Recorded(encoder)
+    recorded = encoder.recorded or Recorded(encoder.forward)
     for n in range(1, images + 1):
         recorded.record(encoder.pos_embed.new_zeros(n, 3, encoder.image_size, encoder.image_size))
     encoder.recorded = recorded
