@@ -31,8 +31,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from trellis import write_checkpoint
+from trellis import CHECKPOINTS, checkpoint
 
+from deployments.trellis import Trellis
 from serve_app.client import Client, ServiceError
 from serve_app.schemas import ReconstructionView
 from serve_app.testing import RayService, deployment
@@ -40,7 +41,6 @@ from viewmesh.options import Options
 
 WORKER = {"nvdiffrec": "Nvdiffrec", "trellis": "Trellis"}
 STAGE = {"nvdiffrec": "optimise", "trellis": "generate"}
-RANDOM = Path("/tmp/viewmesh-bench/trellis")  # bench/trellis.py keeps its random weights there, too
 MANY = 30  # jobs of a wave that has a sustained rate
 
 
@@ -228,10 +228,11 @@ def adapt(given: argparse.Namespace, most: int):
         deployment(config, "Nvdiffrec")["user_config"]["slice_s"] = 8.0
         if given.model == "trellis":
             listed[:] = [entry for entry in listed if entry["name"] != "Nvdiffrec"]
-            args.update(models=["trellis"], weights={"trellis": str(given.weights.absolute())})
+            weights = given.weights or checkpoint(CHECKPOINTS, "trellis")
+            args.update(models=["trellis"], weights={"trellis": str(weights.absolute())})
             compiled = {"compile": given.compile}
             listed.append({"name": "Trellis", "max_ongoing_requests": given.seats, "user_config": compiled})
-            if given.weights == RANDOM:
+            if given.weights is None:
                 application["import_path"] = "bench.shell:build"
         actor = {"num_gpus": 1 / given.per_gpu} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
         deployment(config, WORKER[given.model])["ray_actor_options"] = actor
@@ -280,8 +281,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="jobs per replica in a wave")
     parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
     parser.add_argument("--preset", default="standard")
-    parser.add_argument("--weights", type=Path, default=RANDOM, help="folder of the TRELLIS checkpoint; else random")
-    parser.add_argument("--seats", type=int, default=18, help="jobs that a replica of Trellis takes at once")
+    parser.add_argument("--weights", type=Path, help="folder of the TRELLIS checkpoint; else random")
+    usual = Trellis.max_ongoing_requests
+    parser.add_argument("--seats", type=int, default=usual, help="jobs that a replica of Trellis takes at once")
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
@@ -292,8 +294,6 @@ def main() -> None:
     began, most = time.monotonic(), max(given.replicas)
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
     source = zipped(given.capture, folder) if given.capture else None
-    if given.model == "trellis" and given.weights == RANDOM and not (RANDOM / "pipeline.json").exists():
-        write_checkpoint(RANDOM, "trellis")
     with RayService(folder / "data", adapt(given, most)) as service, service.client() as client:
         bench = Bench(given, service, client, source)
         print(f"{most} replicas ready after {time.monotonic() - began:.0f} s, {os.cpu_count()} CPU cores", flush=True)

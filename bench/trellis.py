@@ -8,6 +8,7 @@
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from viewmesh.trellis.tiny import GAUSSIANS
 from viewmesh.trellis.vggt import Aggregator, CameraHead
 from viewmesh.trellis.vit import image_condition
 
+CHECKPOINTS = Path(tempfile.gettempdir()) / "viewmesh-bench"
 FLOW: dict[str, Any] = {
     "in_channels": 8,
     "out_channels": 8,
@@ -95,8 +97,14 @@ def random_state(network: nn.Module, half: torch.dtype) -> dict[str, Tensor]:
     return state
 
 
+def checkpoint(folder: Path, model: str) -> Path:
+    """The folder of a model in `folder`: the official layout at the published size, random weights, written once."""
+    if not (folder / model / "pipeline.json").exists():
+        write_checkpoint(folder / model, model)
+    return folder / model
+
+
 def write_checkpoint(folder: Path, model: str) -> None:
-    """The official layout at the published size, random weights."""
     (folder / "ckpts").mkdir(parents=True, exist_ok=True)
     roles = {r: v for r, v in PUBLISHED.items() if model == "reconviagen" or not r.endswith("vggt_cond")}
     for role, (kind, args) in roles.items():
@@ -289,14 +297,10 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="also time the way from images to a textured GLB")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--load", type=Path, default=Path("/tmp/viewmesh-bench"), help="where the checkpoint is written"
-    )
+    parser.add_argument("--load", type=Path, default=CHECKPOINTS, help="where the checkpoint is written")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    folder = arguments.load / arguments.model
-    if not (folder / "pipeline.json").exists():
-        write_checkpoint(folder, arguments.model)
+    folder = checkpoint(arguments.load, arguments.model)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {arguments.model}")
     start = time.perf_counter()

@@ -31,12 +31,12 @@ from viewmesh.options import Options
 from viewmesh.progress import check
 from viewmesh.refine import with_cameras
 from viewmesh.trellis.loading import Loaded
-from viewmesh.trellis.pipeline import Trellis
+from viewmesh.trellis.pipeline import RECORDED, Trellis
 from viewmesh.views.archive import load_viewset, save_viewset
 from viewmesh.weights.ready import licence_notes, revision, vram_bytes
 
 log = logging.getLogger("ray.serve")
-TOGETHER = 4  # calls on the device at once
+TOGETHER = RECORDED  # calls on the device at once
 Call = tuple[Model, Looked]
 
 

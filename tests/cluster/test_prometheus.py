@@ -5,11 +5,9 @@ missing is in LATER, with the reason; cluster/README.md says the same.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ import pytest
 import yaml
 from simulated_cluster import until
 from test_monitoring import queries, series
+from tools import tool
 
 from serve_app.ingress import free_port
 from serve_app.testing import RayService, deployment
 
-PLACES = os.pathsep.join([os.environ.get("PATH", ""), f"{sys.prefix}/prometheus/usr/bin"])  # the Makefile's, too
-PROMETHEUS = shutil.which("prometheus", path=PLACES)
+PROMETHEUS = tool("prometheus")
 
 pytestmark = [
     pytest.mark.ray,

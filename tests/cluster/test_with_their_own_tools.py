@@ -1,18 +1,16 @@
 """The files of cluster/ under the tools they are written for, where these are installed: hadolint and promtool."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tools import tool
 
 HERE = Path(__file__).resolve().parent
-PLACES = os.pathsep.join([os.environ.get("PATH", ""), f"{sys.prefix}/prometheus/usr/bin"])  # the Makefile's, too
-PROMTOOL = shutil.which("promtool", path=PLACES) or ""
+PROMTOOL = tool("promtool") or ""
 needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool: apt install prometheus")
 
 

@@ -44,27 +44,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
-    """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), counts (B,) on the CPU, sum L."""
-    return _attend_within_items(q, k, v, counts) if q.is_cuda or counts.shape[0] > 1 else attend(q, k, v)
-
-
-def attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
-    """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
-    if q.is_cuda or counts.shape[0] > 1:
-        return _attend_to_context(q, kv, counts)
-    N = kv.shape[2]
-    if N == 1:
-        return attend(q, kv[:, 0, 0, 0], kv[:, 0, 0, 1])
-    many = q[:, None].expand(-1, N, -1, -1, -1).flatten(0, 1)  # all views in one call
-    k, v = kv[:, 0, :, 0].flatten(0, 1), kv[:, 0, :, 1].flatten(0, 1)
-    return attend(many, k, v).unflatten(0, (-1, N)).mean(1)
-
-
 # Opaque to the compiler: one compiled block then serves any number of items, of any lengths, and of views; and torch's
 # kernel of attention is chosen by each call.
 @torch.library.custom_op("viewmesh::attend_within_items", mutates_args=())
-def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
+def attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
+    """Self-attention of each item's tokens among themselves; q, k, v (P, L, H, D), counts (B,) on the CPU, sum L."""
     lengths = counts.tolist()
     if len(set(lengths)) == 1:  # equal items are a batch
         shape = (q.shape[0] * len(lengths), lengths[0], *q.shape[2:])
@@ -74,7 +58,8 @@ def _attend_within_items(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Ten
 
 
 @torch.library.custom_op("viewmesh::attend_to_context", mutates_args=())
-def _attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
+def attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
+    """Cross-attention of q (P, L, H, D) to kv (P, B, N, 2, T, H, D), averaged over the N views of each item."""
     lengths = counts.tolist()
     (P, B, N), L = kv.shape[:3], lengths[0]
     if len(set(lengths)) == 1:  # equal items are a batch
@@ -91,12 +76,12 @@ def _attend_to_context(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-@_attend_within_items.register_fake
+@attend_within_items.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-@_attend_to_context.register_fake
+@attend_to_context.register_fake
 def _(q: Tensor, kv: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 

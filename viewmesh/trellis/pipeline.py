@@ -136,14 +136,13 @@ class Trellis:
         multidiffusion, batches: compile for that mode of several views, and for generate_batch, too; they run
         uncompiled otherwise.
         """
-        tokens, start = self.encoder.tokens, time.perf_counter()
-        seconds = compile_flows(self.networks, tokens=tokens, passes=multidiffusion, batches=batches)
-        if not seconds:
-            return {}
-        record_encoder(self.encoder, ENCODED_AT_ONCE)
-        like = torch.zeros(tokens, self.networks.structure_flow.cond_channels, device=self.device)
-        record_structure(self.networks, like, RECORDED if batches else 1)
-        return {**seconds, "graphs": time.perf_counter() - start - sum(seconds.values())}
+        tokens = self.encoder.tokens
+        condition = torch.zeros(tokens, self.networks.structure_flow.cond_channels, device=self.device)
+        return {
+            **compile_flows(self.networks, tokens=tokens, passes=multidiffusion, batches=batches),
+            **record_encoder(self.encoder, ENCODED_AT_ONCE),
+            **record_structure(self.networks, condition, RECORDED if batches else 1),
+        }
 
     @torch.no_grad()
     def generate(
