@@ -108,7 +108,6 @@ ONLY_IMPORTERS = {
     "xatlas": ["viewmesh/geometry/xatlas_child.py"],
     "pycolmap": ["viewmesh/views/sfm.py"],
     "dbos": ["serve_app/durable.py"],
-    "fast_simplification": ["viewmesh/geometry/collapse.py"],
     "rembg": ["viewmesh/views/matting.py"],
     "av": ["viewmesh/export/preview.py"],
     "trimesh": ["viewmesh/export/check.py"],

@@ -13,32 +13,30 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from viewmesh.geometry.mesh import Mesh
+from viewmesh.geometry.normals import face_normals
 from viewmesh.geometry.rows import equal_rows
 
 
 def components(mesh: Mesh) -> Tensor:
     """Connected components over shared vertices: a label per face, (F,) int64, numbered from 0 by falling area."""
-    faces = _faces(mesh)
-    V = len(mesh.vertices)
-    rows, cols = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
-    _, of_vertex = connected_components(coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), (V, V)), directed=False)
-    _, labels = np.unique(of_vertex[faces[:, 0]], return_inverse=True)
-    areas = np.bincount(labels, _areas(mesh))
-    rank = np.empty(len(areas), np.int64)
-    rank[np.argsort(-areas, kind="stable")] = np.arange(len(areas))
-    return torch.from_numpy(rank[labels]).to(mesh.faces.device)
+    root = _connected(mesh.faces[:, 0], mesh.faces[:, 1:], len(mesh.vertices))
+    _, labels = root[mesh.faces[:, 0]].unique(return_inverse=True)
+    areas = torch.bincount(labels, _areas(mesh))
+    rank = torch.empty_like(areas, dtype=torch.int64)
+    rank[areas.argsort(descending=True, stable=True)] = torch.arange(len(areas), device=rank.device)
+    return rank[labels]
 
 
-def drop_floaters(mesh: Mesh, *, keep: float = 0.01) -> Mesh:
-    """Without the components that do not matter.
+def drop_floaters(mesh: Mesh, *, keep: float = 0.01, labels: Tensor | None = None) -> Mesh:
+    """Without the components that do not matter. labels: `components(mesh)`, if known.
 
     The rule: the component of the largest area stays, and every other whose area is at least `keep` times that.
     Volume is not asked: a closed component of relative volume k has at least about k^(2/3) of the area of a round one,
     so a bulky part always passes the area test, and a thin sheet (no volume at all) may be wanted.
     """
-    labels = components(mesh).cpu().numpy()
-    areas = np.bincount(labels, _areas(mesh))
-    return select_faces(mesh, torch.from_numpy((areas >= keep * areas[0])[labels]))
+    labels = components(mesh) if labels is None else labels
+    areas = torch.bincount(labels, _areas(mesh))
+    return select_faces(mesh, (areas >= keep * areas[0])[labels])
 
 
 def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01, labels: Tensor | None = None) -> Mesh:
@@ -49,14 +47,14 @@ def drop_hidden(mesh: Mesh, visible_faces: Tensor, *, seen: float = 0.01, labels
     through a crack does not save a bubble). Hidden parts of a component that is seen stay: cutting them out would open
     the surface. If nothing at all is seen, that says nothing about the mesh, and it is returned as it is.
     """
-    visible = visible_faces.cpu().numpy().astype(bool)
-    if not visible.any():
+    visible = visible_faces.to(mesh.faces.device, torch.bool)
+    if not bool(visible.any()):
         return mesh
-    label, areas = (components(mesh) if labels is None else labels).cpu().numpy(), _areas(mesh)
-    total, shown = np.bincount(label, areas), np.bincount(label, areas * visible)
+    labels, areas = components(mesh) if labels is None else labels, _areas(mesh)
+    total, shown = torch.bincount(labels, areas), torch.bincount(labels, areas * visible)
     wanted = shown >= seen * total
-    wanted[np.argmax(shown)] = True
-    return select_faces(mesh, torch.from_numpy(wanted[label]))
+    wanted[shown.argmax()] = True
+    return select_faces(mesh, wanted[labels])
 
 
 def fill_small_holes(mesh: Mesh, max_edges: int) -> Mesh:
@@ -146,10 +144,9 @@ def split_nonmanifold(mesh: Mesh) -> Mesh:
 
 def is_watertight(mesh: Mesh) -> bool:
     """True when every directed edge occurs once and so does its reverse: closed, manifold edges, one orientation."""
-    faces, V = _faces(mesh), len(mesh.vertices)
-    a, b = faces.ravel(), np.roll(faces, -1, 1).ravel()
-    there, back = np.sort(a * V + b), np.sort(b * V + a)
-    return len(faces) > 0 and bool((there == back).all()) and bool((there[1:] != there[:-1]).all())
+    a, b, V = mesh.faces.flatten(), mesh.faces[:, [1, 2, 0]].flatten(), len(mesh.vertices)
+    there, back = (a * V + b).sort().values, (b * V + a).sort().values
+    return len(a) > 0 and bool(((there == back).all() & (there[1:] != there[:-1]).all()))
 
 
 def select_faces(mesh: Mesh, wanted: Tensor) -> Mesh:
@@ -239,10 +236,26 @@ def _faces(mesh: Mesh) -> np.ndarray:
     return mesh.faces.cpu().numpy()
 
 
-def _areas(mesh: Mesh) -> np.ndarray:
+def _connected(one: Tensor, others: Tensor, V: int) -> Tensor:
+    """(V,) int64: of each vertex, the least that it is connected to. one: (N,), each connected to others (N, K).
+
+    Labels sink along the edges and through each other, as in Shiloach and Vishkin 1982: few rounds on any mesh.
+    """
+    label = torch.arange(V, device=one.device)
+    while True:
+        at_one, at_others = label[one], label[others]
+        least = torch.minimum(at_one, at_others.amin(1))
+        if bool((at_one == least).all() & (at_others == least[:, None]).all()):
+            return label
+        for root in (at_one, *at_others.unbind(1)):
+            label = label.scatter_reduce(0, root, least, "amin")
+        for _ in range(2):
+            label = label[label]
+
+
+def _areas(mesh: Mesh) -> Tensor:
     """(F,) float64."""
-    p = mesh.vertices.detach().cpu().numpy().astype(np.float64)[_faces(mesh)]
-    return np.linalg.norm(np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]), axis=1) / 2
+    return face_normals(mesh.vertices.detach().double(), mesh.faces).norm(dim=-1) / 2
 
 
 def _mesh(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None, *, like: Mesh) -> Mesh:

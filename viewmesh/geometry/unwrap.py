@@ -1,6 +1,6 @@
 """A UV atlas for any mesh: xatlas makes the charts, we repair and pack them.
 
-xatlas's time grows faster than the mesh and it may crash, so the mesh is cut into spatial parts of a few thousand
+xatlas's time grows faster than the mesh and it may crash, so the mesh is cut into spatial parts of about a thousand
 faces, each unwrapped in a process of its own, several at a time. A part whose process fails gets planar charts of our
 own. Every atlas is checked and repaired before it is returned.
 """
@@ -32,7 +32,7 @@ from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.pack import pack
 from viewmesh.progress import check, never
 
-PART_FACES = 4000
+PART_FACES = 1000
 CHILD = python("viewmesh.geometry.xatlas_child")
 
 

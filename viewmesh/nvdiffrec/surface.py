@@ -70,12 +70,12 @@ def cleaned(problem: Problem, variables: Variables, cancelled: Callable[[], bool
     vertices, faces = problem.shape.final(variables)
     if len(faces) == 0:
         raise EmptyReconstruction("The shape pass ended without a surface.", hint="Check the masks and the cameras.")
-    mesh = Mesh(vertices.detach().cpu(), faces.cpu())
+    mesh = Mesh(vertices.detach(), faces)
     seen = seen_faces(problem, mesh, cancelled)
     check(cancelled)
     dense = drop_floaters(drop_hidden(mesh, seen))
     check(cancelled)
-    return Cleaned(dense, simplify(dense, problem.preset.target_faces))
+    return Cleaned(dense.to("cpu"), simplify(dense, problem.preset.target_faces).to("cpu"))
 
 
 def unwrapped(problem: Problem, mesh: Mesh, cancelled: Callable[[], bool] = never) -> Surface:

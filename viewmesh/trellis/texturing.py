@@ -48,8 +48,7 @@ def texture(
 ) -> Textured:
     """mesh: dense, in [-0.5, 0.5]³, with linear vertex colours (grey without); on any device, the result is on the CPU.
 
-    target_faces, texture_size: None is 20,000 and 1024. Topology is worked on by the CPU; what is drawn and baked is so
-    where mesh is.
+    target_faces, texture_size: None is 20,000 and 1024. Unwrapping is the CPU's; all else is done where mesh is.
     Raises InvalidMesh, Cancelled.
     """
     seconds: dict[str, float] = {}
@@ -66,8 +65,8 @@ def texture(
     with part("clean"):
         dense = clean(mesh.validate())
     with part("simplify"):
-        surface = DenseSurface(dense.to(mesh.vertices.device))  # its tree grows beside the next two
-        light = simplify(Mesh(dense.vertices, dense.faces), target_faces or TARGET_FACES)
+        surface = DenseSurface(dense)  # on a CPU its tree grows beside the next two
+        light = simplify(Mesh(dense.vertices, dense.faces), target_faces or TARGET_FACES).to("cpu")
     with part("unwrap"):
         atlas = unwrap(light, size, cancelled=cancelled)
     with part("bake"):
@@ -76,19 +75,17 @@ def texture(
 
 
 def clean(mesh: Mesh) -> Mesh:
-    """The mesh on the CPU: closed where it was nearly closed, without floaters and without the components that no
-    camera around the object sees, for the decoder draws the inner side of its shell of voxels too. They are looked for
-    where the mesh came from."""
-    device, mesh = mesh.vertices.device, mesh.to("cpu")
+    """The mesh, closed where it was nearly closed, without floaters and without the components that no camera around
+    the object sees, for the decoder draws the inner side of its shell of voxels too."""
     if not is_watertight(mesh):
         mesh = fill_small_holes(weld(mesh), SMALL_HOLE)
-    mesh = drop_floaters(mesh)
     labels = components(mesh)
     if int(labels.max()) == 0:
         return mesh
+    mesh = drop_floaters(mesh, labels=labels)
     cameras = [all_around(32, 0.8, 256)]
-    seen = visible_faces(mesh.to(device), cameras, get_rasterizer(device), near=1.0, far=4.0)
-    return drop_hidden(mesh, seen, labels=labels)
+    seen = visible_faces(mesh, cameras, get_rasterizer(mesh.vertices.device), near=1.0, far=4.0)
+    return drop_hidden(mesh, seen)
 
 
 @torch.no_grad()
