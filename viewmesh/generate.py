@@ -15,7 +15,7 @@ from torch import Tensor
 from viewmesh.errors import InputError, MissingModel, ViewmeshError
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
-from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_notes, save_mesh
+from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_notes, load_plain, save_mesh, save_plain
 from viewmesh.options import GAUSSIAN_PLY, Options
 from viewmesh.progress import Progress, never, silent
 from viewmesh.trellis.batch import Request, room
@@ -198,7 +198,7 @@ def finish(
     cancelled: Callable[[], bool] = never,
     total: int = TEXTURE_STEPS,
 ) -> Made:
-    """What needs the CPU: cleaning, simplifying, the atlas and its textures. total: steps of the stage `generate`."""
+    """What needs no networks: cleaning, simplifying, the atlas, its textures. total: steps of the stage `generate`."""
 
     def overall(stage: str, step: int, steps: int, **metrics: float) -> None:
         progress("generate", total - steps + step, total, **metrics)
@@ -210,6 +210,17 @@ def finish(
     )  # fmt: skip
     seconds = {**drafted.seconds, "texture": time.perf_counter() - began}
     return Made(textured.mesh, drafted.gaussians, seconds, drafted.warnings)
+
+
+def save_draft(draft: Draft, path: Path) -> None:
+    """For whoever finishes it, in another process too."""
+    save_plain(draft.mesh, path, draft.gaussians, {"seconds": draft.seconds, "warnings": draft.warnings})
+
+
+def load_draft(path: Path, device: torch.device | str) -> Draft:
+    """The mesh on the device; the Gaussians, which only pass by, on the CPU."""
+    notes = load_notes(path)
+    return Draft(load_plain(path, device), load_gaussians(path), notes["seconds"], tuple(notes["warnings"]))
 
 
 def save_made(made: Made, path: Path) -> None:

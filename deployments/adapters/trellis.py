@@ -1,13 +1,16 @@
 """engines.Generator on viewmesh.generate. Importing it imports torch: only replicas do."""
 
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deployments.adapters.apart import Apart
 from deployments.adapters.device import OnDevice, Side, wait_asleep
 from deployments.engines import POSED
 from deployments.running import out_of_device_memory
@@ -21,22 +24,28 @@ from viewmesh.generate import (
     draft_together,
     finish,
     fit_together,
+    load_draft,
     load_model,
     look,
+    save_draft,
     total_steps,
 )
 from viewmesh.geometry.meshfile import save_mesh
 from viewmesh.geometry.unwrap import build_loops
 from viewmesh.options import Options
-from viewmesh.progress import check
+from viewmesh.progress import Progress, check
 from viewmesh.refine import with_cameras
+from viewmesh.render.rasterizer import get_rasterizer
+from viewmesh.trellis.checkpoint import free_bytes
 from viewmesh.trellis.loading import Loaded
-from viewmesh.trellis.pipeline import RECORDED, Trellis
+from viewmesh.trellis.pipeline import RECORDED, WORKSPACE_BYTES, Trellis
 from viewmesh.views.archive import load_viewset, save_viewset
 from viewmesh.weights.ready import licence_notes, revision, vram_bytes
 
 log = logging.getLogger("ray.serve")
 TOGETHER = RECORDED  # calls on the device at once
+FINISHERS = 8  # processes beside a GPU that texture: each mesh is in one for a few seconds
+FINISHER_BYTES = 3 << 29  # what one has of a GPU's memory while it works: 0.5 GiB are CUDA's, the rest the mesh's
 Call = tuple[Model, Looked]
 
 
@@ -45,14 +54,17 @@ class LibraryGenerator(OnDevice):
 
     Holds trellis, reconviagen or both; what their checkpoints share is in memory once. Calls that wait for the device
     run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time. Encoding
-    images and texturing do not wait for them.
+    images and texturing do not wait for them; beside a GPU that has memory left for it, processes of their own texture.
     """
 
     def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device, self.weights = torch.device(chosen), weights or {}
         wait_asleep(self.device)
-        self.looking, self.finishing = Side(self.device), Side(self.device, urgent=True)
+        self.looking, self.finishing = Side(self.device), Side(self.device)
+        self.finish = Apart(
+            partial(finished, self.device), partial(ready_to_finish, self.device), partial(let_go, self.device)
+        )
         self.wanted: tuple[str, ...] = ()
         self.models: dict[str, Model] = {}
         self.lacking: dict[str, ViewmeshError] = {}  # models that are wanted and could not be loaded, and why
@@ -71,6 +83,8 @@ class LibraryGenerator(OnDevice):
                     self._load(name)
                 except ViewmeshError as error:
                     log.warning(f"{name} is not held: {error}")
+            if not self.finish.helpers:
+                self.finish.start(_finishers(self.device))
 
     def held(self) -> dict[str, ViewmeshError | None]:
         return {**dict.fromkeys(self.models), **self.lacking}
@@ -98,18 +112,20 @@ class LibraryGenerator(OnDevice):
             looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
         joins = None if looked.company is None else (chosen.model, looked.company)
         drafted, together = self.turns.take((model, looked), joins, while_waiting)
+        draft = out.with_name("draft.safetensors")
         with self.finishing():
-            made = finish(drafted, chosen, progress=progress, cancelled=cancelled, total=total)
-            drawn = {} if chosen.refine else early_previews(made.mesh, self.device)  # refined, it will look otherwise
-            save_mesh(made.mesh, out, made.gaussians, previews=drawn)
+            save_draft(drafted, draft)
+            del drafted
+            given = {"draft": draft, "options": options, "total": total, "out": out}
+            made = self.finish(given, progress, cancelled)
         if chosen.refine and viewset.cameras is None:
             save_viewset(with_cameras(model, viewset), out.with_name(POSED))
         return {
             "device": str(self.device),
             "weights_revision": revision(chosen.model, self.weights),
             "licence_notes": list(licence_notes(chosen.model)),
-            "model_warnings": list(made.warnings),
-            "generate_seconds": {part: round(seconds, 3) for part, seconds in made.seconds.items()},
+            "model_warnings": made["warnings"],
+            "generate_seconds": {part: round(seconds, 3) for part, seconds in made["seconds"].items()},
             "generated_together": together,
         }
 
@@ -166,3 +182,35 @@ class LibraryGenerator(OnDevice):
             return self._draft([call])[0]
         except Exception as error:
             return error
+
+
+def finished(
+    device: torch.device, given: dict[str, Any], progress: Progress, cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    """The file `draft` → the textured mesh in the file `out`; its warnings and seconds."""
+    chosen = Options.model_validate(given["options"])
+    draft = load_draft(given["draft"], device)
+    made = finish(draft, chosen, progress=progress, cancelled=cancelled, total=given["total"])
+    drawn = {} if chosen.refine else early_previews(made.mesh, device)  # refined, it will look otherwise
+    save_mesh(made.mesh, given["out"], made.gaussians, previews=drawn)
+    return {"warnings": list(made.warnings), "seconds": made.seconds}
+
+
+def ready_to_finish(device: torch.device) -> None:
+    """What a process of `finished` does first, so that no call waits for it."""
+    wait_asleep(device)
+    get_rasterizer(device)
+    build_loops()
+
+
+def let_go(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _finishers(device: torch.device) -> int:
+    """How many processes there is room for beside what the networks need; none beside a CPU, which they would share."""
+    free = free_bytes(device)
+    if device.type != "cuda" or free is None:
+        return 0
+    return max(0, min(FINISHERS, (os.cpu_count() or 1) // 2, (free // 2 - WORKSPACE_BYTES) // FINISHER_BYTES))

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -210,7 +211,8 @@ def adapter(monkeypatch):
     for name, value in {
         "look": library.look, "draft_together": library.draft_together, "finish": library.finish,
         "load_model": load_model, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
-        "save_mesh": lambda *a, **k: None, "early_previews": lambda *a: {}, "fit_together": lambda device: 3,
+        "save_draft": lambda *a: None, "load_draft": lambda *a: None, "save_mesh": lambda *a, **k: None,
+        "early_previews": lambda *a: {}, "fit_together": lambda device: 3,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
     engine = module.LibraryGenerator("cpu")
@@ -221,7 +223,7 @@ def adapter(monkeypatch):
 def asked(engine, views: str, cfg: float = 1.0, cancelled=lambda: False, model="trellis"):
     options = Options(model=model, cfg=cfg).model_dump(mode="json")
     return asyncio.create_task(
-        asyncio.to_thread(engine.generate, views, options, None, lambda *a, **k: None, cancelled)
+        asyncio.to_thread(engine.generate, views, options, Path("out"), lambda *a, **k: None, cancelled)
     )
 
 

@@ -198,6 +198,13 @@ def test_a_collapse_that_turns_or_flattens_a_face_is_refused():
     assert module._refused(surface, *edge_of(surface, start, end, onto_the_next.tolist()))
 
 
+def test_where_no_collapse_looks_well_those_that_do_not_are_made(monkeypatch):
+    monkeypatch.setattr(module, "TURNED", 1.1)
+    few = collapsed(ball(3), 100)
+    assert is_watertight(few)
+    assert len(few.faces) == 100
+
+
 def test_what_merges_with_the_rim_belongs_to_it():
     square = grid(6)
     surface = module._surface(square.vertices.double(), square.faces)

@@ -146,7 +146,7 @@ def is_watertight(mesh: Mesh) -> bool:
     """True when every directed edge occurs once and so does its reverse: closed, manifold edges, one orientation."""
     a, b, V = mesh.faces.flatten(), mesh.faces[:, [1, 2, 0]].flatten(), len(mesh.vertices)
     there, back = (a * V + b).sort().values, (b * V + a).sort().values
-    return len(a) > 0 and bool(((there == back).all() & (there[1:] != there[:-1]).all()))
+    return len(a) > 0 and bool((there == back).all() & (there[1:] != there[:-1]).all())
 
 
 def select_faces(mesh: Mesh, wanted: Tensor) -> Mesh:

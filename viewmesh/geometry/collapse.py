@@ -11,14 +11,17 @@ from torch import Tensor
 
 from viewmesh.geometry.normals import face_normals
 
-ROUNDS = 300  # at most
 PICKS = 3  # times per round that surroundings which are still free choose their cheapest edge
 CHEAPEST = 0.4  # share of all edges that a round may collapse: what is dear now is left to a later one
 TOWARDS_MIDDLE = 1e-4  # where quadrics do not say where a vertex belongs, it goes to the middle of its edge
 PREFER_SHORT = 1e-4  # of two edges that lie in one plane, the shorter one
 RIM = 10.0  # how much dearer it is to leave the rim of an open surface than the surface
 TURNED = 0.2  # cosine between a face's old and its new normal, below which its collapse is refused
-SLIVER = 0.05  # twice the area by the longest side's square, below which no face may fall
+SLIVER = 0.03  # twice the area by the longest side's square, below which no face may fall
+THINNER = 0.5  # but to this part of what it had: else a mesh of slivers would keep them
+PATIENCE = (
+    10  # rounds in which nothing could be collapsed: then faces may be turned or thin, after as many more it ends
+)
 STIFFER = 4.0  # by how much what was refused gets dearer: others around it shall have their turn
 NEVER = torch.iinfo(torch.int64).max
 
@@ -54,15 +57,14 @@ def collapse(vertices: Tensor, faces: Tensor, target_faces: int) -> tuple[Tensor
     """At most target_faces of them, or as few as can be reached; both as they came in type and device.
 
     vertices (V, 3) float, faces (F, 3) int64 of a manifold, oriented mesh, closed or not. So is the result: an edge
-    whose collapse would join what did not touch, or turn a face over, stays. On a CPU the same every time; on a GPU but
-    for the order in which it adds.
+    whose collapse would join what did not touch stays, and as long as there are others, one that would turn a face over
+    or make it thin. On a CPU the same every time; on a GPU but for the order in which it adds.
     """
-    surface = _surface(vertices.double(), faces)
-    for _ in range(ROUNDS):
-        surplus = len(surface.faces) - target_faces
-        if surplus <= 0:
-            break
-        surface = _collapsed(surface, _independent(_edges(surface), len(vertices), (surplus + 1) // 2))
+    surface, idle = _surface(vertices.double(), faces), 0
+    while (surplus := len(surface.faces) - target_faces) > 0 and idle < 2 * PATIENCE:
+        chosen = _independent(_edges(surface), len(vertices), (surplus + 1) // 2)
+        before, surface = len(surface.faces), _collapsed(surface, chosen, shapely=idle < PATIENCE)
+        idle = idle + 1 if len(surface.faces) == before else 0
     used, numbered = surface.faces.unique(return_inverse=True)
     return surface.positions[used].to(vertices.dtype), numbered
 
@@ -192,13 +194,13 @@ def _independent(edges: _Edges, V: int, most: int) -> _Edges:
     return edges.at(index)
 
 
-def _collapsed(surface: _Surface, chosen: _Edges) -> _Surface:
-    """But for those that must not be."""
+def _collapsed(surface: _Surface, chosen: _Edges, shapely: bool = True) -> _Surface:
+    """But for those that must not be; shapely: faces are to look well, too."""
     V, device = len(surface.positions), surface.faces.device
     mine = torch.arange(len(chosen.start), device=device)
     owner = torch.full((V,), -1, device=device)
     owner[chosen.start], owner[chosen.end] = mine, mine
-    refused = _refused(surface, chosen, owner)
+    refused = _refused(surface, chosen, owner, shapely)
     stiffer = 1 + (STIFFER - 1) * refused.double()
     stiffness = surface.stiffness.clone()
     stiffness[chosen.start] *= stiffer
@@ -219,7 +221,7 @@ def _collapsed(surface: _Surface, chosen: _Edges) -> _Surface:
     return _Surface(positions, quadrics, stiffness, rim, faces[~flat])
 
 
-def _refused(surface: _Surface, chosen: _Edges, owner: Tensor) -> Tensor:
+def _refused(surface: _Surface, chosen: _Edges, owner: Tensor, shapely: bool = True) -> Tensor:
     """(K,) bool. owner (V,): the chosen edge that ends at a vertex, or -1; a face has at most one."""
     V, K = len(owner), len(chosen.start)
     ends = owner[surface.faces]
@@ -227,12 +229,13 @@ def _refused(surface: _Surface, chosen: _Edges, owner: Tensor) -> Tensor:
     faces, of, ends = surface.faces[changed], ends[changed].amax(1), ends[changed] >= 0
     refused = torch.zeros(K, dtype=torch.int32, device=of.device)
 
-    before = surface.positions[faces]
-    after = torch.where(ends[..., None], chosen.target[of][:, None], before)
-    old, new = _cross(before), _cross(after)
-    turned = (old * new).sum(-1) < TURNED * old.norm(dim=-1) * new.norm(dim=-1)
-    thin = _roundness(new, after) < _roundness(old, before).clamp(max=SLIVER)
-    refused.index_add_(0, of, (turned | thin).int())
+    if shapely:
+        before = surface.positions[faces]
+        after = torch.where(ends[..., None], chosen.target[of][:, None], before)
+        old, new = _cross(before), _cross(after)
+        turned = (old * new).sum(-1) < TURNED * old.norm(dim=-1) * new.norm(dim=-1)
+        thin = _roundness(new, after) < (THINNER * _roundness(old, before)).clamp(max=SLIVER)
+        refused.index_add_(0, of, (turned | thin).int())
 
     # The neighbours of the merged vertex, in its faces' order: one that both had, besides those of the faces that
     # vanish, would be there twice.

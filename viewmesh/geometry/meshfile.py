@@ -1,5 +1,5 @@
 """A TexturedMesh, with Gaussians and previews if there are any, as one safetensors file: what a model leaves for the
-exporter."""
+exporter. A Mesh as what it leaves for who textures it."""
 
 import json
 from collections.abc import Mapping
@@ -39,6 +39,25 @@ def save_mesh(
     if gaussians is not None:
         tensors |= {f"gaussians.{name}": tensor for name, tensor in gaussians.tensors().items()}
     tensors |= {f"previews.{name}": _bytes(data) for name, data in previews.items()}
+    _save(tensors, path, notes)
+
+
+def save_plain(mesh: Mesh, path: Path, gaussians: Gaussians | None = None, notes: Mapping[str, Any] = NONE) -> None:
+    """A mesh without UVs; `load_plain`, `load_gaussians` and `load_notes` read it."""
+    tensors = {"vertices": mesh.vertices, "faces": mesh.faces.int()}
+    if mesh.vertex_colors is not None:
+        tensors["vertex_colors"] = mesh.vertex_colors
+    if gaussians is not None:
+        tensors |= {f"gaussians.{name}": tensor for name, tensor in gaussians.tensors().items()}
+    _save(tensors, path, notes)
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu") -> Mesh:
+    t = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
+    return Mesh(t["vertices"], t["faces"].long(), t.get("vertex_colors"))
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, notes: Mapping[str, Any]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(tensors, path, {"notes": json.dumps(dict(notes))})
 

@@ -3,10 +3,8 @@
 Charts are sets of cells of a grid; `pack_cells` finds the places, this file the scale.
 """
 
-import itertools
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import torch
 
@@ -80,21 +78,35 @@ def _footprints(local: np.ndarray, charts: Charts, margin: float) -> tuple[np.nd
 
 
 def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
-    """Points with each chart turned into its smallest rectangle; and the chart of each point."""
+    """Points with each chart turned into its smallest rectangle, to half a degree; and the chart of each point.
+
+    All charts at once: a loop over a thousand small ones would take the interpreter longer than this takes numpy.
+    """
     of_point = np.empty(len(charts.points), np.int64)
     of_point[charts.faces.ravel()] = np.repeat(charts.chart, 3)
     order = np.argsort(of_point, kind="stable")
-    bounds = np.r_[0, np.cumsum(np.bincount(of_point))]
-    points = charts.points.copy()
-    for a, b in itertools.pairwise(bounds):
-        ids = order[a:b]
-        p = points[ids] - points[ids].mean(0)
-        reach = max(np.abs(p).max(), 1e-30)
-        (_, (w, h), degrees) = cv2.minAreaRect((p / reach).astype(np.float32))
-        turn = np.deg2rad(degrees) + (0.0 if w > h else np.pi / 2)
-        c, s = np.cos(turn), np.sin(turn)
-        points[ids] = p @ np.array([[c, -s], [s, c]])
-    return points, of_point
+    ordered, first = of_point[order], np.r_[0, np.cumsum(np.bincount(of_point))[:-1]]
+    x, y = charts.points[order].T
+
+    def sides(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the charts' bounding boxes, each turned by -turn (K,)."""
+        c, s = np.cos(turn)[ordered], np.sin(turn)[ordered]
+        u, v = c * x + s * y, c * y - s * x
+        width, height = (np.maximum.reduceat(w, first) - np.minimum.reduceat(w, first) for w in (u, v))
+        return width, height
+
+    best, least = np.zeros(len(first)), np.full(len(first), np.inf)
+    for steps in (np.arange(0, 90, 3), np.array([-1.0, 1.0]), np.array([-0.5, 0.5])):
+        around = best.copy() if len(steps) == 2 else np.zeros_like(best)
+        for step in steps:
+            turn = around + np.deg2rad(step)
+            width, height = sides(turn)
+            better = width * height < least
+            best, least = np.where(better, turn, best), np.where(better, width * height, least)
+    width, height = sides(best)
+    turn = (best + np.where(width < height, np.pi / 2, 0.0))[of_point]  # the long side along x
+    x, y = charts.points.T
+    return np.stack([np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x], 1), of_point
 
 
 def _extent(points: np.ndarray, of_point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

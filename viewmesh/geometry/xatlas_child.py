@@ -42,7 +42,8 @@ def charted(source: Path, target: Path) -> None:
     os.sched_setaffinity(0, cpus)
     atlas.add_mesh(mesh["vertices"] * SCALE, mesh["faces"])
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
-    pack.resolution, pack.rotate_charts = 512, False  # its packing is thrown away: ours puts all parts together
+    # Its packing is thrown away: ours puts all parts together. But it makes charts whole texels wide, so not too few.
+    pack.resolution, pack.rotate_charts = 256, False
     atlas.generate(chart, pack)
     vertex, faces, uvs = atlas.get_mesh(0)
     points = uvs * np.array([atlas.width, atlas.height], np.float32) / max(atlas.texels_per_unit * SCALE, 1e-30)
