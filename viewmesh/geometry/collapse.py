@@ -141,23 +141,24 @@ def _best(q: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     would cancel; A, made a little firmer, as L D Lᵀ."""
     xx, xy, xz, yy, yz, zz, bx, by, bz, c = q
     x, y, z = middle.T.contiguous()
-    gx = xx * x + xy * y + xz * z + bx  # half the gradient at the middle
-    gy = xy * x + yy * y + yz * z + by
-    gz = xz * x + yz * y + zz * z + bz
-    error = x * (gx + bx) + y * (gy + by) + z * (gz + bz) + c
-    firm = TOWARDS_MIDDLE * (xx + yy + zz) + 1e-300
+    gx = bx.addcmul(xx, x).addcmul_(xy, y).addcmul_(xz, z)  # half the gradient at the middle
+    gy = by.addcmul(xy, x).addcmul_(yy, y).addcmul_(yz, z)
+    gz = bz.addcmul(xz, x).addcmul_(yz, y).addcmul_(zz, z)
+    error = c.addcmul(x, gx + bx).addcmul_(y, gy + by).addcmul_(z, gz + bz)
+    firm = (xx + yy).add_(zz).mul_(TOWARDS_MIDDLE).add_(1e-300)
     d1 = xx + firm
     l21, l31 = xy / d1, xz / d1
-    d2 = yy + firm - l21 * xy
-    l32 = (yz - l21 * xz) / d2
-    d3 = zz + firm - l31 * xz - l32 * l32 * d2
-    u2 = l21 * gx - gy
-    u3 = l31 * gx - gz - l32 * u2
-    z = u3 / d3
-    y = u2 / d2 - l32 * z
-    x = -gx / d1 - l21 * y - l31 * z
-    error += gx * x + gy * y + gz * z - firm * (x * x + y * y + z * z)
-    return middle + torch.stack([x, y, z], -1), error
+    d2 = (yy + firm).addcmul_(l21, xy, value=-1)
+    m32 = yz.addcmul(l21, xz, value=-1)
+    l32 = m32 / d2
+    d3 = (zz + firm).addcmul_(l31, xz, value=-1).addcmul_(l32, m32, value=-1)
+    u2 = (l21 * gx).sub_(gy)
+    z = (l31 * gx).sub_(gz).addcmul_(l32, u2, value=-1).div_(d3)
+    y = u2.div_(d2).addcmul_(l32, z, value=-1)
+    x = (gx / d1).neg_().addcmul_(l21, y, value=-1).addcmul_(l31, z, value=-1)
+    error.addcmul_(gx, x).addcmul_(gy, y).addcmul_(gz, z)
+    step = torch.stack([x, y, z], -1)
+    return middle + step, error.addcmul_(firm, step.square().sum(-1), value=-1)
 
 
 def _independent(edges: _Edges, V: int, most: int) -> _Edges:
@@ -166,29 +167,25 @@ def _independent(edges: _Edges, V: int, most: int) -> _Edges:
     A pick is a round of Luby's algorithm (1986), with costs for its random numbers.
     """
     E, device = len(edges.cost), edges.cost.device
+    ends, others = torch.cat([edges.start, edges.end]), torch.cat([edges.end, edges.start])
     # Order by cost: a positive float's bits are ordered as it is. Equal costs are told apart by a scrambled number.
     scrambled = torch.arange(E, device=device) * 2654435761 & 0x7FFFFFFF
     key = (edges.cost.float().view(torch.int32).long() << 31) | scrambled
     sample = edges.cost[:: max(1, E // 20_000)]
-    dear = edges.cost > sample.kthvalue(max(1, int(CHEAPEST * len(sample)))).values
-    key = key.masked_fill(dear, NEVER)
-    picked = torch.zeros(E, dtype=torch.bool, device=device)
-    near = torch.zeros(V, dtype=torch.bool, device=device)
-    for _ in range(PICKS):
-        here = torch.full((V,), NEVER, device=device)
-        here.scatter_reduce_(0, edges.start, key, "amin").scatter_reduce_(0, edges.end, key, "amin")
-        around = here.scatter_reduce(0, edges.start, here[edges.end], "amin")
-        around.scatter_reduce_(0, edges.end, here[edges.start], "amin")
-        first = (key == around[edges.start]) & (key == around[edges.end]) & (key < NEVER)
-        picked |= first
-        taken = torch.zeros(V, dtype=torch.int8, device=device)
-        taken.scatter_reduce_(0, edges.start, first.to(torch.int8), "amax")
-        taken.scatter_reduce_(0, edges.end, first.to(torch.int8), "amax")
-        beside = taken.scatter_reduce(0, edges.start, taken[edges.end], "amax")
-        beside.scatter_reduce_(0, edges.end, taken[edges.start], "amax")
-        near |= beside.bool()
-        key = key.masked_fill(near[edges.start] | near[edges.end], NEVER)
-    index = picked.nonzero()[:, 0]
+    key.masked_fill_(edges.cost > sample.kthvalue(max(1, int(CHEAPEST * len(sample)))).values, NEVER)
+    key = key.repeat(2)
+    picked = torch.zeros(2 * E, dtype=torch.bool, device=device)  # by either end
+    for pick in range(PICKS):
+        cheapest = torch.full((V,), NEVER, device=device).scatter_reduce_(0, ends, key, "amin")
+        around = cheapest.scatter_reduce(0, ends, cheapest[others], "amin")
+        first = (key == around[ends]) & (key < NEVER)
+        picked |= (first[:E] & first[E:]).repeat(2)
+        if pick < PICKS - 1:
+            taken = torch.zeros(V, dtype=torch.uint8, device=device)
+            taken.scatter_reduce_(0, ends, picked.to(torch.uint8), "amax")
+            near = taken.scatter_reduce(0, ends, taken[others], "amax")[ends].bool()
+            key.masked_fill_((near[:E] | near[E:]).repeat(2), NEVER)
+    index = picked[:E].nonzero()[:, 0]
     if len(index) > most:
         index = index[edges.cost[index].argsort(stable=True)[:most]]
     return edges.at(index)
@@ -238,9 +235,9 @@ def _refused(surface: _Surface, chosen: _Edges, owner: Tensor, shapely: bool = T
         refused.index_add_(0, of, (turned | thin).int())
 
     # The neighbours of the merged vertex, in its faces' order: one that both had, besides those of the faces that
-    # vanish, would be there twice.
+    # vanish, would be there twice. Around a vertex within, to go one way round is enough.
     corner = ends.int().argmax(1, keepdim=True)
-    for step in (1, 2):
+    for step in (1,) if surface.rim is None else (1, 2):
         beside = faces.gather(1, (corner + step) % 3)[:, 0]
         key = (of * V + beside).sort().values
         twice = key[1:][key[1:] == key[:-1]] // V
