@@ -22,6 +22,7 @@ from viewmesh.errors import Cancelled, MissingModel, OutOfMemory, PoseError, Vie
 T = TypeVar("T")
 Work = Callable[[Any, Callable[[], bool]], dict[str, Any]]
 
+TELLINGS = 8.0  # per second, of all calls of a replica together: each becomes a row of the job database
 MANY = 64  # threads, made as they are needed: the event loop's own are four more than the replica has CPUs
 
 POISON = ("CUDA error", "device-side assert", "CUBLAS_STATUS_EXECUTION_FAILED", "cudaErrorIllegalAddress")
@@ -85,15 +86,17 @@ class Worker:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
         inbox: asyncio.Queue[Message] = asyncio.Queue()
-        sent = 0.0
+        sent, told = 0.0, None
 
         def progress(stage: str, step: int, steps: int, **metrics: float) -> None:
-            nonlocal sent
+            """Sent now and then, and only what is new."""
+            nonlocal sent, told
             now = call.last_sign = time.monotonic()
-            if now - sent >= self.interval_s or step >= steps:
-                sent = now
-                values = {name: float(value) for name, value in metrics.items()}
-                loop.call_soon_threadsafe(inbox.put_nowait, Progress(stage, int(step), int(steps), values))
+            if now - sent >= max(self.interval_s, len(self._running) / TELLINGS) or step >= steps:
+                news = Progress(stage, int(step), int(steps), {name: float(value) for name, value in metrics.items()})
+                if news != told:
+                    sent, told = now, news
+                    loop.call_soon_threadsafe(inbox.put_nowait, news)
 
         def cancelled() -> bool:
             call.last_sign = time.monotonic()  # a long step tells nothing, but asks

@@ -33,6 +33,33 @@ async def test_progress_is_throttled_but_its_end_is_told():
     assert len(messages) < 10
 
 
+async def test_what_is_not_new_is_not_told_again():
+    def work(progress, cancelled):
+        for _ in range(20):  # as who waits for the device does, to be known alive
+            progress("generate", 0, 9)
+            time.sleep(0.01)
+        progress("generate", 1, 9)
+        return {}
+
+    told = [m.step for m in await all_of(Worker(interval_s=0.02).run(work)) if isinstance(m, Progress)]
+    assert told == [0, 1]
+
+
+async def test_many_calls_of_a_replica_tell_no_more_together_than_a_few():
+    def work(progress, cancelled):
+        for step in range(100):
+            progress("generate", step, 200)
+            time.sleep(0.01)
+        return {}
+
+    async def told(calls: int) -> int:
+        worker = Worker(at_once=None, interval_s=0.01)
+        found = await asyncio.gather(*(all_of(worker.run(work)) for _ in range(calls)))
+        return sum(isinstance(m, Progress) for messages in found for m in messages)
+
+    assert await told(16) < 2 * 16  # in a second; each alone would tell a hundred
+
+
 async def test_leaving_the_generator_stops_the_thread():
     stopped = []
 
