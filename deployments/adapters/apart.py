@@ -1,8 +1,8 @@
 """Calls in processes of their own: for work of thousands of short operations. In threads of the process that launches
 the networks they would keep its interpreter's lock on the move, and the device waiting.
 
-A process serves one call at a time and stays for the next one. Where there is none, where all are taken or where one
-dies, calls are served here: slower for everybody, and the same.
+A process serves one call at a time and stays for the next one; where all are taken, calls wait. Where there is none, or
+one dies, they are served here: slower for everybody, and the same.
 """
 
 import logging
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from viewmesh.progress import check
 
 log = logging.getLogger("ray.serve")
 
@@ -30,7 +32,7 @@ def nothing() -> None:
 
 class Apart:
     """work: (given, progress, cancelled) → a dictionary; importable, and what goes in and out can be pickled.
-    before, after: called in each process, once and after every call."""
+    before, after: called in each process, once and after every call. One that dies is replaced."""
 
     def __init__(self, work: Work, before: Callable[[], None] = nothing, after: Callable[[], None] = nothing) -> None:
         self.work, self.before, self.after = work, before, after
@@ -56,21 +58,28 @@ class Apart:
         self.helpers, self.idle = [], queue.SimpleQueue()
 
     def __call__(self, given: Given, progress: Any, cancelled: Callable[[], bool]) -> Given:
-        """Raises what work raises."""
-        try:
-            helper = self.idle.get_nowait()
-        except queue.Empty:
+        """Raises what work raises, and Cancelled where it is no longer wanted before it began."""
+        if not self.helpers:
             return self.work(given, progress, cancelled)
+        helper = self._free(cancelled)
         try:
             outcome = helper.call(given, progress, cancelled)
         except (EOFError, OSError):
             helper.process.join(LEAVE_S)
             log.warning(f"A process that texturing was left to has ended with {helper.process.exitcode}; here, then.")
+            self.helpers.remove(helper)
+            self.start(1)
             return self.work(given, progress, cancelled)
         self.idle.put(helper)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _free(self, cancelled: Callable[[], bool]) -> "_Helper":
+        while True:
+            with suppress(queue.Empty):
+                return self.idle.get(timeout=LOOK_S)
+            check(cancelled)
 
 
 @dataclass(frozen=True, eq=False)

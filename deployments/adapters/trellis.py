@@ -44,7 +44,7 @@ from viewmesh.weights.ready import licence_notes, revision, vram_bytes
 
 log = logging.getLogger("ray.serve")
 TOGETHER = RECORDED  # calls on the device at once
-FINISHERS = 8  # processes beside a GPU that texture: each mesh is in one for a few seconds
+FINISHERS = 12  # processes beside a GPU that texture: a mesh takes three seconds there, and more than one comes each
 FINISHER_BYTES = 3 << 29  # what one has of a GPU's memory while it works: 0.5 GiB are CUDA's, the rest the mesh's
 Call = tuple[Model, Looked]
 
@@ -213,4 +213,4 @@ def _finishers(device: torch.device) -> int:
     free = free_bytes(device)
     if device.type != "cuda" or free is None:
         return 0
-    return max(0, min(FINISHERS, (os.cpu_count() or 1) // 2, (free // 2 - WORKSPACE_BYTES) // FINISHER_BYTES))
+    return max(0, min(FINISHERS, os.cpu_count() or 1, (free // 2 - WORKSPACE_BYTES) // FINISHER_BYTES))

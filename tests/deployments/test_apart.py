@@ -58,17 +58,30 @@ def test_without_processes_it_runs_here():
     assert Apart(work)({}, silent, never)["pid"] == os.getpid()
 
 
-def test_calls_beyond_the_processes_run_here(two: Apart):
+def test_calls_beyond_the_processes_wait_for_one(two: Apart):
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(two({"seconds": 1.0}, silent, never)["pid"])) for _ in range(3)
+        threading.Thread(target=lambda: found.append(two({"seconds": 0.4}, silent, never)["pid"])) for _ in range(5)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 3
-    assert os.getpid() in found
+    assert len(found) == 5
+    assert set(found) == {helper.process.pid for helper in two.helpers}
+
+
+def test_a_call_that_waits_for_a_process_can_leave(two: Apart):
+    threads = [threading.Thread(target=lambda: two({"seconds": 1.0}, silent, never)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        two({}, silent, lambda: True)
+    assert time.monotonic() - began < 0.6
+    for thread in threads:
+        thread.join()
 
 
 def test_an_error_keeps_its_type_and_its_figures_and_the_process_goes_on(two: Apart):
@@ -98,13 +111,14 @@ def test_a_stop_that_comes_too_late_stops_nobody():
         apart.stop()
 
 
-def test_what_a_dead_process_left_is_done_here_and_nobody_is_sent_to_it_again():
+def test_what_a_dead_process_left_is_done_here_and_another_takes_its_place():
     apart = Apart(work)
     apart.start(1)
     try:
+        dead = apart.helpers[0].process
         assert apart({"dies": os.getpid()}, silent, never)["pid"] == os.getpid()
-        assert apart.helpers[0].process.exitcode == 3
-        assert apart({}, silent, never)["pid"] == os.getpid()
+        assert dead.exitcode == 3
+        assert apart({}, silent, never)["pid"] not in (os.getpid(), dead.pid)
     finally:
         apart.stop()
 
