@@ -7,6 +7,7 @@ one dies, they are served here: slower for everybody, and the same.
 
 import logging
 import multiprocessing
+import os
 import queue
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ log = logging.getLogger("ray.serve")
 
 LOOK_S = 0.1  # how often a call that waits asks whether it is still wanted
 LEAVE_S = 5.0  # that a process which hung up may take to end
+LESS_URGENT = 5  # in nice's units, and whatever they start: where cores are short, who launches the networks is first
 STOP = None
 Given = dict[str, Any]
 Work = Callable[[Given, Any, Callable[[], bool]], Given]
@@ -104,6 +106,7 @@ class _Helper:
 
 def _serve(connection: Connection, work: Work, before: Callable[[], None], after: Callable[[], None]) -> None:
     """A process's life. It is sent calls, and STOP to end the one that it is at."""
+    os.nice(LESS_URGENT)
     stopped = False
 
     def cancelled() -> bool:

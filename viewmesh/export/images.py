@@ -43,7 +43,7 @@ def dequantised(maps: dict[str, np.ndarray]) -> Material:
 
 def is_flat(normal: np.ndarray) -> bool:
     """Whether a quantised normal map says nothing."""
-    return bool((np.abs(normal.astype(np.int16) - [128, 128, 255]) <= 1).all())
+    return bool((np.abs(normal.astype(np.int16) - np.array([128, 128, 255], np.int16)) <= 1).all())
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

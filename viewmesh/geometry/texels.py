@@ -18,11 +18,23 @@ def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor,
     """
     if corners.device.type == "cpu":
         points = np.ascontiguousarray(corners.detach().numpy())
-        found = _room(_fill(points, float(margin), *_room(0)))
-        _fill(points, float(margin), *found)
-        face, x, y, weight = (torch.from_numpy(column) for column in found)
+        found = _room(_about(points, margin))
+        count = _fill(points, float(margin), *found)
+        if count > len(found[0]):
+            found = _room(count)
+            _fill(points, float(margin), *found)
+        face, x, y, weight = (torch.from_numpy(column[:count]) for column in found)
         return face, x, y, weight
     return _on_device(corners, margin)
+
+
+def _about(points: np.ndarray, margin: float) -> int:
+    """How many texels there will be, or a few more: to count them takes as long as to list them."""
+    sides = np.roll(points, -1, 1) - points
+    x, y = sides[:, 0].T, sides[:, 1].T
+    areas = np.abs(x[0] * y[1] - x[1] * y[0]) / 2
+    outline = np.linalg.norm(sides, axis=-1).sum()
+    return int(1.1 * (areas.sum() + max(-margin, 0.0) * (outline + 4 * max(-margin, 0.0) * len(points)))) + 64
 
 
 def _on_device(corners: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
