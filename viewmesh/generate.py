@@ -18,9 +18,9 @@ from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_notes, load_plain, save_mesh, save_plain
 from viewmesh.options import GAUSSIAN_PLY, Options
 from viewmesh.progress import Progress, never, silent
-from viewmesh.trellis.batch import Request, room
+from viewmesh.trellis.batch import Request, going_on, room
 from viewmesh.trellis.loading import Loaded
-from viewmesh.trellis.pipeline import WORKSPACE_BYTES, Generated, GenerateOptions, MultiImage, Trellis
+from viewmesh.trellis.pipeline import WORKSPACE_BYTES, Generated, GenerateOptions, Structured, Trellis
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.texturing import STEPS as TEXTURE_STEPS
 from viewmesh.trellis.texturing import texture
@@ -103,7 +103,7 @@ def draft(
     cancelled: Callable[[], bool] = never,
 ) -> Draft:
     """What needs the device: the networks. Same seed, same device: same draft."""
-    (made,) = draft_together(model, [look(model, views, options, progress=progress, cancelled=cancelled)])
+    (made,) = draft_together(model, [Begun(look(model, views, options, progress=progress, cancelled=cancelled))])
     if isinstance(made, ViewmeshError):
         raise made
     return made
@@ -152,16 +152,38 @@ def look(
     return Looked(views, options, chosen, tokens, company, overall, cancelled, seconds, warnings)
 
 
-def draft_together(model: Model, calls: Sequence[Looked]) -> list[Draft | ViewmeshError]:
-    """The drafts of requests of one company, in order; an error of one is its own. Raises what is nobody's own."""
+@dataclass(frozen=True)
+class Begun:
+    """A request half-way: TRELLIS' voxels are known, and where its noise goes on. Nothing of ReconViaGen's is yet."""
+
+    call: Looked
+    structured: Structured | None = None
+    noise: Tensor | None = None  # state of the generator
+
+
+def begin_together(model: Model, calls: Sequence[Looked]) -> list[Begun | ViewmeshError]:
+    """The first half of the drafts of requests of one company, in order; an error of one is its own. Raises what is
+    nobody's own."""
+    if not isinstance(model, Trellis):
+        return [Begun(call) for call in calls]
+    requests = [_request(call, seeded(call)) for call in calls]
+    made = model.structure_batch(requests, _sampling(calls))
+    return [
+        one if isinstance(one, ViewmeshError) else Begun(call, one, request.generator.get_state())
+        for call, one, request in zip(calls, made, requests, strict=True)
+    ]
+
+
+def draft_together(model: Model, begun: Sequence[Begun]) -> list[Draft | ViewmeshError]:
+    """The second half, of requests of one company that need not have begun together; both of those that have not."""
+    calls = [one.call for one in begun]
     made: list[Generated | ViewmeshError] = []
     if isinstance(model, Trellis):
-        requests = [
-            Request(call.tokens, seeded(call), call.sampling.gaussians, call.progress, call.cancelled)
-            for call in calls
-            if call.tokens is not None
-        ]
-        made = model.generate_batch(requests, replace(calls[0].sampling, multiimage=_mode(calls)))
+        halves = [(one, one.structured, one.noise) for one in begun if one.structured is not None]
+        if len(halves) < len(begun):
+            return going_on(begin_together(model, calls), lambda going: draft_together(model, going))
+        requests = [_request(one.call, _going_on(noise)) for one, _, noise in halves]
+        made = model.latent_batch(requests, [structured for _, structured, _ in halves], _sampling(calls))
     else:
         for call in calls:
             try:
@@ -185,9 +207,22 @@ def seeded(call: Looked) -> torch.Generator:
     return torch.Generator().manual_seed(call.options.seed)
 
 
-def _mode(calls: Sequence[Looked]) -> MultiImage:
+def _going_on(noise: Tensor | None) -> torch.Generator:
+    """Where it was, however often the second half is tried."""
+    generator = torch.Generator()
+    if noise is not None:
+        generator.set_state(noise)
+    return generator
+
+
+def _request(call: Looked, generator: torch.Generator) -> Request:
+    assert call.tokens is not None
+    return Request(call.tokens, generator, call.sampling.gaussians, call.progress, call.cancelled)
+
+
+def _sampling(calls: Sequence[Looked]) -> GenerateOptions:
     """One view each is the same in every mode."""
-    return calls[0].sampling.multiimage if len(calls) == 1 else "stochastic"
+    return calls[0].sampling if len(calls) == 1 else replace(calls[0].sampling, multiimage="stochastic")
 
 
 def finish(

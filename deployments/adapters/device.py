@@ -34,8 +34,9 @@ class Side:
     """A queue of its own on the device, for work that shall not wait for what other threads have queued there; several
     threads may share it. On a CPU there is none."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, *, urgent: bool = False) -> None:
+        """urgent: its kernels go before those of others that wait."""
+        self.stream = torch.cuda.Stream(device, priority=-int(urgent)) if device.type == "cuda" else None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

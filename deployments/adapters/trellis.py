@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,9 +18,11 @@ from deployments.turns import Turns
 from viewmesh.errors import MissingModel, OutOfMemory, ViewmeshError
 from viewmesh.export.preview import early_previews
 from viewmesh.generate import (
+    Begun,
     Draft,
     Looked,
     Model,
+    begin_together,
     draft_together,
     finish,
     fit_together,
@@ -36,6 +38,7 @@ from viewmesh.options import Options
 from viewmesh.progress import Progress, check
 from viewmesh.refine import with_cameras
 from viewmesh.render.rasterizer import get_rasterizer
+from viewmesh.trellis.batch import MEMBER_BYTES
 from viewmesh.trellis.checkpoint import free_bytes
 from viewmesh.trellis.loading import Loaded
 from viewmesh.trellis.pipeline import RECORDED, WORKSPACE_BYTES, Trellis
@@ -46,7 +49,10 @@ log = logging.getLogger("ray.serve")
 TOGETHER = RECORDED  # calls on the device at once
 FINISHERS = 12  # processes beside a GPU that texture: a mesh takes three seconds there, and more than one comes each
 FINISHER_BYTES = 3 << 29  # what one has of a GPU's memory while it works: 0.5 GiB are CUDA's, the rest the mesh's
-Call = tuple[Model, Looked]
+PLENTY_BYTES = 2 * (WORKSPACE_BYTES + TOGETHER * MEMBER_BYTES)  # free, that both halves of drafts may run at once
+S = TypeVar("S")
+T = TypeVar("T")
+Run = Callable[[Sequence[S]], Sequence[T | Exception]]
 
 
 class LibraryGenerator(OnDevice):
@@ -55,6 +61,9 @@ class LibraryGenerator(OnDevice):
     Holds trellis, reconviagen or both; what their checkpoints share is in memory once. Calls that wait for the device
     run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time. Encoding
     images and texturing do not wait for them; beside a GPU that has memory left for it, processes of their own texture.
+
+    A draft has two halves with a turn each. While one batch is in its second, whose thousands of kernels are launched
+    one by one, a GPU with room for both does another one's first, which is replayed: it is never short of work.
     """
 
     def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
@@ -62,6 +71,8 @@ class LibraryGenerator(OnDevice):
         self.device, self.weights = torch.device(chosen), weights or {}
         wait_asleep(self.device)
         self.looking, self.finishing = Side(self.device), Side(self.device)
+        self.beginning, self.drafting = Side(self.device), Side(self.device, urgent=True)
+        self.plenty = False  # of memory, for both halves at once
         self.finish = Apart(
             partial(finished, self.device), partial(ready_to_finish, self.device), partial(let_go, self.device)
         )
@@ -70,7 +81,8 @@ class LibraryGenerator(OnDevice):
         self.lacking: dict[str, ViewmeshError] = {}  # models that are wanted and could not be loaded, and why
         self.loaded, self.loading = Loaded(), threading.Lock()
         self.together = TOGETHER
-        self.turns: Turns[Call, tuple[Draft, int]] = Turns(self._draft, self._most)
+        self.firsts: Turns[tuple[Model, Looked], Begun] = Turns(self._begin, self._most)
+        self.seconds: Turns[tuple[Model, Begun], tuple[Draft, int]] = Turns(self._draft, self._most)
 
     def hold(self, models: Sequence[str]) -> None:
         with self.loading:
@@ -85,6 +97,7 @@ class LibraryGenerator(OnDevice):
                     log.warning(f"{name} is not held: {error}")
             if not self.finish.helpers:
                 self.finish.start(_finishers(self.device))
+            self.plenty = (free_bytes(self.device) or 0) > PLENTY_BYTES
 
     def held(self) -> dict[str, ViewmeshError | None]:
         return {**dict.fromkeys(self.models), **self.lacking}
@@ -111,7 +124,11 @@ class LibraryGenerator(OnDevice):
         with self.looking():
             looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
         joins = None if looked.company is None else (chosen.model, looked.company)
-        drafted, together = self.turns.take((model, looked), joins, while_waiting)
+        begun = Begun(looked)
+        if self.plenty:
+            begun = self.firsts.take((model, looked), joins, while_waiting)
+        drafted, together = self.seconds.take((model, begun), joins, while_waiting)
+        del begun
         draft = out.with_name("draft.safetensors")
         with self.finishing():
             save_draft(drafted, draft)
@@ -164,22 +181,37 @@ class LibraryGenerator(OnDevice):
     def _most(self) -> int:
         return 1 if self.together == 1 else min(self.together, fit_together(self.device))
 
-    def _draft(self, calls: Sequence[Call]) -> list[tuple[Draft, int] | Exception]:
+    def _begin(self, calls: Sequence[tuple[Model, Looked]]) -> list[Begun | Exception]:
         """Of calls of one model."""
+
+        def begin(calls: Sequence[tuple[Model, Looked]]) -> list[Begun | ViewmeshError]:
+            return begin_together(calls[0][0], [looked for _, looked in calls])
+
+        with self.beginning():
+            return self._fitting(begin, calls)
+
+    def _draft(self, calls: Sequence[tuple[Model, Begun]]) -> list[tuple[Draft, int] | Exception]:
+        def draft(calls: Sequence[tuple[Model, Begun]]) -> list[tuple[Draft, int] | Exception]:
+            made = draft_together(calls[0][0], [begun for _, begun in calls])
+            return [one if isinstance(one, Exception) else (one, len(calls)) for one in made]
+
+        with self.drafting():
+            return self._fitting(draft, calls)
+
+    def _fitting(self, run: "Run[S, T]", calls: Sequence[S]) -> list[T | Exception]:
+        """All of them together, or one by one where that does not fit."""
         try:
-            drafts = draft_together(calls[0][0], [looked for _, looked in calls])
+            return list(run(calls))
         except Exception as error:
             if len(calls) == 1 or not out_of_device_memory(error):
                 raise
             log.warning(f"{len(calls)} calls did not fit on the device together: {str(error).splitlines()[0]}")
-        else:
-            return [one if isinstance(one, Exception) else (one, len(calls)) for one in drafts]
         self.release()  # outside the handler: the exception held what the batch had allocated
-        return [self._alone(call) for call in calls]
+        return [self._by_itself(run, call) for call in calls]
 
-    def _alone(self, call: Call) -> tuple[Draft, int] | Exception:
+    def _by_itself(self, run: "Run[S, T]", call: S) -> T | Exception:
         try:
-            return self._draft([call])[0]
+            return run([call])[0]
         except Exception as error:
             return error
 

@@ -12,6 +12,7 @@ from deployments.artifacts import ArtifactStore
 from deployments.messages import Done, Failed, Progress
 from deployments.running import Unhealthy
 from viewmesh.errors import Cancelled, EmptyReconstruction, MissingModel, OptionError, OutOfMemory
+from viewmesh.generate import Begun
 from viewmesh.options import Options
 from viewmesh.progress import check
 
@@ -164,27 +165,30 @@ async def test_a_caller_that_goes_away_stops_the_work_between_steps(made):
     assert isinstance(await last(worker, call_on(worker)), Done)
 
 
-@pytest.fixture
-def adapter(monkeypatch):
+@pytest.fixture(params=["both halves in one turn", "overlapping halves"])
+def adapter(monkeypatch, request):
     """The adapter with a library that only says who was drafted with whom."""
     from deployments.adapters import trellis as module
 
     class Library:
-        fits, drafted, loads, free = 9, [], [], 9
+        fits, begun, drafted, loads, free = 9, [], [], [], 9
         hold, finishing = threading.Event(), None
         seconds = 0.0
 
         def look(self, model, views, chosen, *, progress, cancelled):
             return Looked(views, chosen.cfg or 1.0, cancelled)
 
+        def begin_together(self, model, calls):
+            self.begun.append([call.views for call in calls])
+            return [Begun(call) for call in calls]
+
         def draft_together(self, model, calls):
-            self.drafted.append([call.views for call in calls])
+            views = [begun.call.views for begun in calls]
+            self.drafted.append(views)
             self.hold.wait(10)
             if len(calls) > self.fits:
                 raise OutOfMemory("The batch", needed=9 << 30, free=1 << 30, device="cuda:0")
-            return [
-                EmptyReconstruction("nothing") if call.views == "bad" else f"draft of {call.views}" for call in calls
-            ]
+            return [EmptyReconstruction("nothing") if name == "bad" else f"draft of {name}" for name in views]
 
         def finish(self, drafted, *args, **kwargs):
             if self.finishing is not None:
@@ -200,7 +204,7 @@ def adapter(monkeypatch):
         warnings, seconds = (), {}
 
     library = Library()
-    library.drafted, library.loads, library.hold = [], [], threading.Event()
+    library.begun, library.drafted, library.loads, library.hold = [], [], [], threading.Event()
 
     def load_model(name, *given):
         library.loads.append(name)
@@ -209,7 +213,8 @@ def adapter(monkeypatch):
         return name
 
     for name, value in {
-        "look": library.look, "draft_together": library.draft_together, "finish": library.finish,
+        "look": library.look, "begin_together": library.begin_together,
+        "draft_together": library.draft_together, "finish": library.finish,
         "load_model": load_model, "load_viewset": lambda path: path, "total_steps": lambda *a: 9,
         "save_draft": lambda *a: None, "load_draft": lambda *a: None, "save_mesh": lambda *a, **k: None,
         "early_previews": lambda *a: {}, "fit_together": lambda device: 3,
@@ -217,6 +222,7 @@ def adapter(monkeypatch):
         monkeypatch.setattr(module, name, value)
     engine = module.LibraryGenerator("cpu")
     engine.hold(["trellis", "reconviagen"])
+    engine.plenty = request.param == "overlapping halves"
     return engine, library
 
 
@@ -240,7 +246,7 @@ async def test_who_waits_for_the_device_runs_together_if_it_may_and_fits(adapter
     await until(lambda: library.drafted)  # at once and alone: nobody waits for company
     for n, (views, cfg) in enumerate([("b", 1.0), ("other", 2.0), ("bad", 1.0), ("d", 1.0), ("e", 1.0)]):
         calls.append(asked(engine, views, cfg))
-        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+        await until(lambda n=n: len(engine.seconds.waiting) == n + 1)
     library.hold.set()
     facts = await asyncio.gather(*calls, return_exceptions=True)
     assert library.drafted == [["first"], ["b", "bad", "d"], ["other"], ["e"]]
@@ -255,7 +261,7 @@ async def test_calls_of_two_models_never_share_a_batch(adapter):
     await until(lambda: library.drafted)
     for n, model in enumerate(("trellis", "reconviagen", "trellis", "reconviagen")):
         calls.append(asked(engine, f"{model[0]}{n}", model=model))
-        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+        await until(lambda n=n: len(engine.seconds.waiting) == n + 1)
     library.hold.set()
     await asyncio.gather(*calls)
     assert library.drafted == [["first"], ["t0", "t2"], ["r1", "r3"]]
@@ -288,7 +294,7 @@ async def test_with_batches_off_calls_take_turns(adapter):
     await until(lambda: library.drafted)
     calls.append(asked(engine, "b"))
     calls.append(asked(engine, "c"))
-    await until(lambda: len(engine.turns.waiting) == 2)
+    await until(lambda: len(engine.seconds.waiting) == 2)
     library.hold.set()
     await asyncio.gather(*calls)
     assert sorted(map(len, library.drafted)) == [1, 1, 1]
@@ -301,7 +307,7 @@ async def test_a_batch_that_does_not_fit_runs_one_by_one(adapter):
     await until(lambda: library.drafted)
     for n, views in enumerate(("b", "bad", "d")):
         calls.append(asked(engine, views))
-        await until(lambda n=n: len(engine.turns.waiting) == n + 1)
+        await until(lambda n=n: len(engine.seconds.waiting) == n + 1)
     library.hold.set()
     facts = await asyncio.gather(*calls, return_exceptions=True)
     assert library.drafted == [["a"], ["b", "bad", "d"], ["b"], ["bad"], ["d"]]
@@ -325,3 +331,15 @@ async def test_texturing_does_not_hold_the_device(adapter):
     library.hold.set()
     library.finishing = threading.Barrier(2, timeout=10)  # both calls must be here at once
     await asyncio.gather(asked(engine, "a"), asked(engine, "b"))
+
+
+async def test_one_draft_begins_while_another_ends_where_there_is_room_for_both(adapter):
+    engine, library = adapter
+    first = asked(engine, "a")
+    await until(lambda: library.drafted)  # and held there
+    second = asked(engine, "b")
+    await until(lambda: len(engine.seconds.waiting) == 1)
+    assert library.begun == ([["a"], ["b"]] if engine.plenty else [])
+    library.hold.set()
+    await asyncio.gather(first, second)
+    assert library.drafted == [["a"], ["b"]]

@@ -160,7 +160,7 @@ async def test_another_export_and_deleting_it(site: Site, tmp_path):
     await until(page, f"location.href !== {first!r} && location.hash")
     await over(page, "succeeded")
     assert "export of nvdiffrec" in await page.inner_text("#status")
-    assert await page.locator("#downloads a[download='mesh.stl']").count() == 1
+    await page.wait_for_selector("#downloads a[download='mesh.stl']")
     assert await page.locator("#downloads a[download='mesh.glb']").count() == 0
     rows = await page.locator("#list li").count()
     await page.click("#remove")

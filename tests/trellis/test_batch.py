@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from viewmesh.errors import Cancelled, EmptyReconstruction
 from viewmesh.trellis import batch as batches
-from viewmesh.trellis import stages
+from viewmesh.trellis import pipeline, stages
 from viewmesh.trellis.batch import Batch, Request, groups, room, sample_latents, sample_structures
 from viewmesh.trellis.pipeline import Generated, Trellis
 from viewmesh.trellis.sparse import Voxels
@@ -131,7 +131,8 @@ def test_what_is_nobodys_own_is_raised(trellis, monkeypatch):
 
 
 def test_multidiffusion_and_single_requests_go_one_by_one(trellis, monkeypatch):
-    monkeypatch.setattr(Trellis, "_generate_together", lambda *a: pytest.fail("ran together"))
+    monkeypatch.setattr(pipeline, "sample_structures", lambda *a: pytest.fail("ran together"))
+    monkeypatch.setattr(Trellis, "_generated_together", lambda *a: pytest.fail("ran together"))
     two = [request(trellis, i, 2) for i in range(2)]
     options = trellis.options(steps=1, multiimage="multidiffusion")
     assert all(isinstance(one, Generated) for one in trellis.generate_batch(two, options))

@@ -27,7 +27,7 @@ from viewmesh.geometry.mesh import Mesh
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.render.shading import srgb_to_linear
 from viewmesh.trellis import checkpoint, stages
-from viewmesh.trellis.batch import Batch, Request, groups, sample_latents, sample_structures
+from viewmesh.trellis.batch import Batch, Request, going_on, groups, sample_latents, sample_structures
 from viewmesh.trellis.decoders import Gaussians
 from viewmesh.trellis.loading import (
     NETWORK_ROLES,
@@ -42,6 +42,7 @@ from viewmesh.trellis.loading import (
 )
 from viewmesh.trellis.preprocess import image_tensor, trellis_image
 from viewmesh.trellis.samplers import SamplerOptions, Velocity
+from viewmesh.trellis.sparse import Voxels
 from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
 from viewmesh.trellis.warm import compile_flows, record_encoder, record_structure
 
@@ -76,6 +77,14 @@ class Generated:
     voxels: int
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Between the two halves: the active voxels. seconds: as in Generated, so far."""
+
+    voxels: Voxels
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -166,50 +175,94 @@ class Trellis:
         return self._generate(Request(condition, generator, options.gaussians, progress, cancelled), options, clock)
 
     @torch.no_grad()
-    def generate_batch(
+    def structure_batch(
         self, requests: Sequence[Request], options: GenerateOptions | None = None
-    ) -> list[Generated | ViewmeshError]:
-        """What each request gives alone, in order, made together where that saves time: not by multidiffusion, whose
-        passes fill the device. An error of one is its result and harms no other. `options.gaussians` is not read.
+    ) -> "list[Structured | ViewmeshError]":
+        """The first half of what each request gives alone, in order, made together where that saves time: not by
+        multidiffusion, whose passes fill the device. An error of one is its result and harms no other.
+        `options.gaussians` is not read.
 
         See batch.room for how many fit. Raises what is nobody's own, such as torch's OutOfMemoryError.
         """
         options = options or self.defaults
-        made: dict[int, Generated] = {}
         batch = Batch(requests, list(range(len(requests))))
-        if len(requests) == 1 or options.multiimage != "stochastic":
-            made = batch.each(lambda i: self._generate(requests[i], options, Stopwatch(self.device)))
+        made: dict[int, Structured] = {}
+        if _apart(requests, options):
+            made = batch.each(lambda i: self._structured(requests[i], options, Stopwatch(self.device)))
         else:
+            clock = Stopwatch(self.device)
             with suppress(Cancelled):  # all of them were
-                made = self._generate_together(batch, options)
+                with clock("structure"):
+                    voxels = sample_structures(self.networks, batch, options.structure)
+                made = {i: Structured(voxels[i], dict(clock.seconds)) for i in voxels}
         return [made[i] if i in made else batch.outcomes[i] for i in range(len(requests))]
 
+    @torch.no_grad()
+    def latent_batch(
+        self, requests: Sequence[Request], structured: "Sequence[Structured]", options: GenerateOptions | None = None
+    ) -> list[Generated | ViewmeshError]:
+        """The second half, for requests that need not have been together before."""
+        options = options or self.defaults
+        batch = Batch(requests, list(range(len(requests))))
+        if _apart(requests, options):
+            made = batch.each(
+                lambda i: self._generated(
+                    requests[i], structured[i].voxels, options, Stopwatch(self.device, dict(structured[i].seconds))
+                )
+            )
+        else:
+            made = self._generated_together(batch, structured, options)
+        return [made[i] if i in made else batch.outcomes[i] for i in range(len(requests))]
+
+    def generate_batch(
+        self, requests: Sequence[Request], options: GenerateOptions | None = None
+    ) -> list[Generated | ViewmeshError]:
+        """Both halves, one after the other."""
+        options = options or self.defaults
+
+        def second(going: "list[tuple[Request, Structured]]") -> list[Generated | ViewmeshError]:
+            return self.latent_batch([request for request, _ in going], [one for _, one in going], options)
+
+        begun = [
+            one if isinstance(one, ViewmeshError) else (request, one)
+            for request, one in zip(requests, self.structure_batch(requests, options), strict=True)
+        ]
+        return going_on(begun, second)
+
     def _generate(self, request: Request, options: GenerateOptions, clock: "Stopwatch") -> Generated:
-        views, condition = VIEW_MODES[options.multiimage], request.condition
+        structured = self._structured(request, options, clock)
+        return self._generated(request, structured.voxels, options, clock)
+
+    def _structured(self, request: Request, options: GenerateOptions, clock: "Stopwatch") -> "Structured":
+        velocity: Velocity = VIEW_MODES[options.multiimage](self.networks.structure_flow, request.condition)
         hooks = request.generator, request.progress, request.cancelled
         with clock("structure"):
-            velocity: Velocity = views(self.networks.structure_flow, condition)
             voxels = stages.sample_structure(self.networks, velocity, options.structure, *hooks)
+        return Structured(voxels, dict(clock.seconds))
+
+    def _generated(self, request: Request, voxels: Voxels, options: GenerateOptions, clock: "Stopwatch") -> Generated:
+        hooks = request.generator, request.progress, request.cancelled
         with clock("latents"):
-            velocity = views(self.networks.latent_flow, condition, voxels)
+            velocity = VIEW_MODES[options.multiimage](self.networks.latent_flow, request.condition, voxels)
             latents = stages.sample_latents(self.networks, voxels, velocity, options.latents, *hooks)
         return self._decoded(latents, request, options, clock)
 
-    def _generate_together(self, batch: Batch, options: GenerateOptions) -> dict[int, Generated]:
+    def _generated_together(
+        self, batch: Batch, structured: "Sequence[Structured]", options: GenerateOptions
+    ) -> dict[int, Generated]:
         made: dict[int, Generated] = {}
-        clock = Stopwatch(self.device)
-        with clock("structure"):
-            voxels = sample_structures(self.networks, batch, options.structure)
+        voxels = {i: structured[i].voxels for i in batch.here}
         for group in groups(batch.here, voxels):
-            part, watch = Batch(batch.requests, group, batch.outcomes), Stopwatch(self.device, dict(clock.seconds))
+            part, watch = Batch(batch.requests, group, batch.outcomes), Stopwatch(self.device)
             with suppress(Cancelled):
                 with watch("latents"):
                     latents = sample_latents(self.networks, part, voxels, options.latents)
                 made |= part.each(
                     lambda i, of=latents, so_far=watch.seconds: self._decoded(
-                        of[i], batch.requests[i], options, Stopwatch(self.device, dict(so_far))
+                        of[i], batch.requests[i], options,
+                        Stopwatch(self.device, {**structured[i].seconds, **so_far}),
                     )
-                )
+                )  # fmt: skip
         return made
 
     def _decoded(
@@ -245,6 +298,10 @@ def in_threads(function: Callable[[S], R], values: Sequence[S]) -> list[R]:
     """The results in order; image libraries work outside the interpreter's lock."""
     with ThreadPoolExecutor(min(8, len(values))) as pool:
         return list(pool.map(function, values))
+
+
+def _apart(requests: Sequence[Request], options: GenerateOptions) -> bool:
+    return len(requests) == 1 or options.multiimage != "stochastic"
 
 
 class Stopwatch:
