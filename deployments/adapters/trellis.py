@@ -49,7 +49,8 @@ log = logging.getLogger("ray.serve")
 TOGETHER = RECORDED  # calls on the device at once
 FINISHERS = 12  # processes beside a GPU that texture: a mesh takes three seconds there, and more than one comes each
 FINISHER_BYTES = 3 << 29  # what one has of a GPU's memory while it works: 0.5 GiB are CUDA's, the rest the mesh's
-PLENTY_BYTES = 2 * (WORKSPACE_BYTES + TOGETHER * MEMBER_BYTES)  # free, that both halves of drafts may run at once
+WARM_BYTES = 10 << 30  # that warming takes, most of it for a while
+BATCHES_BYTES = 2 * (WORKSPACE_BYTES + TOGETHER * MEMBER_BYTES)  # two, in either half
 S = TypeVar("S")
 T = TypeVar("T")
 Run = Callable[[Sequence[S]], Sequence[T | Exception]]
@@ -62,8 +63,8 @@ class LibraryGenerator(OnDevice):
     run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time. Encoding
     images and texturing do not wait for them; beside a GPU that has memory left for it, processes of their own texture.
 
-    A draft has two halves with a turn each. While one batch is in its second, whose thousands of kernels are launched
-    one by one, a GPU with room for both does another one's first, which is replayed: it is never short of work.
+    A draft has two halves. With `overlap` each has turns of its own: while one batch is in its second, whose thousands
+    of kernels are launched one by one, a GPU with memory for both does another one's first, which is replayed.
     """
 
     def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
@@ -72,6 +73,7 @@ class LibraryGenerator(OnDevice):
         wait_asleep(self.device)
         self.looking, self.finishing = Side(self.device), Side(self.device)
         self.beginning, self.drafting = Side(self.device), Side(self.device, urgent=True)
+        self.overlap = False
         self.plenty = False  # of memory, for both halves at once
         self.finish = Apart(
             partial(finished, self.device), partial(ready_to_finish, self.device), partial(let_go, self.device)
@@ -97,7 +99,7 @@ class LibraryGenerator(OnDevice):
                     log.warning(f"{name} is not held: {error}")
             if not self.finish.helpers:
                 self.finish.start(_finishers(self.device))
-            self.plenty = (free_bytes(self.device) or 0) > PLENTY_BYTES
+            self.plenty = _beside_the_networks(self.device) > 0
 
     def held(self) -> dict[str, ViewmeshError | None]:
         return {**dict.fromkeys(self.models), **self.lacking}
@@ -108,6 +110,7 @@ class LibraryGenerator(OnDevice):
         for name, model in list(self.models.items()):
             more = {"batches": self.together > 1} if isinstance(model, Trellis) else {}
             seconds |= {f"{name} {part}": s for part, s in model.warm(**more).items()}
+        self.release()  # what only compiling and recording needed
         return seconds
 
     def generate(
@@ -125,7 +128,7 @@ class LibraryGenerator(OnDevice):
             looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
         joins = None if looked.company is None else (chosen.model, looked.company)
         begun = Begun(looked)
-        if self.plenty:
+        if self.overlap and self.plenty:
             begun = self.firsts.take((model, looked), joins, while_waiting)
         drafted, together = self.seconds.take((model, begun), joins, while_waiting)
         del begun
@@ -240,9 +243,11 @@ def let_go(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def _beside_the_networks(device: torch.device) -> int:
+    """Bytes of a GPU that are free beside what warming and two batches take, negative where they do not all fit."""
+    return (free_bytes(device) or 0) - WARM_BYTES - BATCHES_BYTES
+
+
 def _finishers(device: torch.device) -> int:
-    """How many processes there is room for beside what the networks need; none beside a CPU, which they would share."""
-    free = free_bytes(device)
-    if device.type != "cuda" or free is None:
-        return 0
-    return max(0, min(FINISHERS, os.cpu_count() or 1, (free // 2 - WORKSPACE_BYTES) // FINISHER_BYTES))
+    """How many processes there is room for; none beside a CPU, which they would share."""
+    return max(0, min(FINISHERS, os.cpu_count() or 1, _beside_the_networks(device) // FINISHER_BYTES))

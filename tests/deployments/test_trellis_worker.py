@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from deployments import trellis as deployment
 from deployments.artifacts import ArtifactStore
@@ -24,7 +25,7 @@ class Engine:
 
     def __init__(self, *script):
         self.script, self.released, self.stopped, self.warmed = list(script), 0, threading.Event(), threading.Event()
-        self.together, self.models, self.lacking = 4, [], {}
+        self.together, self.overlap, self.models, self.lacking = 4, False, [], {}
 
     def hold(self, models):
         self.models.append(tuple(models))
@@ -96,8 +97,9 @@ async def test_it_is_compiled_beside_its_calls_and_a_failure_of_that_costs_nothi
     await worker.reconfigure({"compile": False})
     assert worker.warming is None
     worker, engine = made()
-    await worker.reconfigure({"together": 2})
+    await worker.reconfigure({"together": 2, "overlap": True})
     assert engine.together == 2
+    assert engine.overlap
     assert engine.warmed.wait(5)
     assert isinstance(await last(worker, call_on(worker)), Done)
 
@@ -222,7 +224,7 @@ def adapter(monkeypatch, request):
         monkeypatch.setattr(module, name, value)
     engine = module.LibraryGenerator("cpu")
     engine.hold(["trellis", "reconviagen"])
-    engine.plenty = request.param == "overlapping halves"
+    engine.overlap = engine.plenty = request.param == "overlapping halves"
     return engine, library
 
 
@@ -339,7 +341,16 @@ async def test_one_draft_begins_while_another_ends_where_there_is_room_for_both(
     await until(lambda: library.drafted)  # and held there
     second = asked(engine, "b")
     await until(lambda: len(engine.seconds.waiting) == 1)
-    assert library.begun == ([["a"], ["b"]] if engine.plenty else [])
+    assert library.begun == ([["a"], ["b"]] if engine.overlap else [])
     library.hold.set()
     await asyncio.gather(first, second)
     assert library.drafted == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(("free", "count"), [(None, 0), (17 << 30, 0), (22 << 30, 2), (100 << 30, 12)])
+def test_as_many_processes_texture_as_the_gpu_has_memory_for(monkeypatch, free, count):
+    from deployments.adapters import trellis as module
+
+    monkeypatch.setattr(module, "free_bytes", lambda device: free)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 64)
+    assert module._finishers(torch.device("cpu" if free is None else "cuda")) == count
