@@ -179,7 +179,9 @@ class Table:
 
 
 def batched(flow: Any, conditions: Tensor, voxels: Voxels | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The velocity of B items at once; conditions (B, N, T, C)."""
+    """The velocity of B items at once; conditions (B, N, T, C). Replayed where it has been recorded, as requests are."""
+    if (recorded := flow.recorded) is not None and voxels is None:
+        return lambda x, t, *, guided, step: stages.split(recorded(x, t, conditions[None], guided=guided))
     context = flow.context(conditions[None], null=True)
 
     def velocity(x: Tensor, t: Tensor, *, guided: bool, step: int) -> tuple[Tensor, Tensor | None]:
