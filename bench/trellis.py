@@ -179,7 +179,7 @@ class Table:
 
 
 def batched(flow: Any, conditions: Tensor, voxels: Voxels | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The velocity of B items at once; conditions (B, N, T, C). Replayed where it has been recorded, as requests are."""
+    """The velocity of B items at once; conditions (B, N, T, C). Replayed where it has been recorded, as in requests."""
     if (recorded := flow.recorded) is not None and voxels is None:
         return lambda x, t, *, guided, step: stages.split(recorded(x, t, conditions[None], guided=guided))
     context = flow.context(conditions[None], null=True)
