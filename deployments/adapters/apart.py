@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from viewmesh.progress import check
 log = logging.getLogger("ray.serve")
 
 LOOK_S = 0.1  # how often a call that waits asks whether it is still wanted
+SAY_S = 1.0  # how often who works says that it is alive, when it asks whether it is still wanted
+QUIET_S = 300.0  # after which it is taken for dead, and killed
 LEAVE_S = 5.0  # that a process which hung up may take to end
 LESS_URGENT = 5  # in nice's units, and whatever they start: where cores are short, who launches the networks is first
 STOP = None
@@ -36,8 +39,14 @@ class Apart:
     """work: (given, progress, cancelled) → a dictionary; importable, and what goes in and out can be pickled.
     before, after: called in each process, once and after every call. One that dies is replaced."""
 
-    def __init__(self, work: Work, before: Callable[[], None] = nothing, after: Callable[[], None] = nothing) -> None:
-        self.work, self.before, self.after = work, before, after
+    def __init__(
+        self,
+        work: Work,
+        before: Callable[[], None] = nothing,
+        after: Callable[[], None] = nothing,
+        quiet_s: float = QUIET_S,
+    ) -> None:
+        self.work, self.before, self.after, self.quiet_s = work, before, after, quiet_s
         self.helpers: list[_Helper] = []
         self.idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
 
@@ -49,7 +58,7 @@ class Apart:
             process = context.Process(target=_serve, args=(theirs, self.work, self.before, self.after), daemon=True)
             process.start()
             theirs.close()
-            helper = _Helper(process, ours)
+            helper = _Helper(process, ours, self.quiet_s)
             self.helpers.append(helper)
             self.idle.put(helper)
 
@@ -68,14 +77,23 @@ class Apart:
             outcome = helper.call(given, progress, cancelled)
         except (EOFError, OSError):
             helper.process.join(LEAVE_S)
+            self._replace(helper)
             log.warning(f"A process that texturing was left to has ended with {helper.process.exitcode}; here, then.")
-            self.helpers.remove(helper)
-            self.start(1)
             return self.work(given, progress, cancelled)
+        except Exception:
+            self._replace(helper)  # it may still be at it
+            raise
         self.idle.put(helper)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _replace(self, helper: "_Helper") -> None:
+        helper.connection.close()
+        helper.process.kill()
+        helper.process.join()
+        self.helpers.remove(helper)
+        self.start(1)
 
     def _free(self, cancelled: Callable[[], bool]) -> "_Helper":
         while True:
@@ -88,17 +106,22 @@ class Apart:
 class _Helper:
     process: BaseProcess
     connection: Connection
+    quiet_s: float
 
     def call(self, given: Given, progress: Any, cancelled: Callable[[], bool]) -> Given | Exception:
-        """Raises EOFError or OSError when the process is gone."""
+        """Raises EOFError or OSError when the process is gone, RuntimeError when it says nothing for too long."""
         self.connection.send(given)
-        asked = False
+        asked, heard = False, time.monotonic()
         while True:
             if self.connection.poll(LOOK_S):
-                told, value = self.connection.recv()
-                if not told:
+                kind, value = self.connection.recv()
+                heard = time.monotonic()
+                if kind == "outcome":
                     return value
-                progress(*value[0], **value[1])
+                if kind == "progress":
+                    progress(*value[0], **value[1])
+            elif time.monotonic() - heard > self.quiet_s:
+                raise RuntimeError(f"The process that textures said nothing for {self.quiet_s:.0f} s.")
             elif not asked and cancelled():
                 self.connection.send(STOP)
                 asked = True
@@ -107,15 +130,22 @@ class _Helper:
 def _serve(connection: Connection, work: Work, before: Callable[[], None], after: Callable[[], None]) -> None:
     """A process's life. It is sent calls, and STOP to end the one that it is at."""
     os.nice(LESS_URGENT)
-    stopped = False
+    stopped, said = False, 0.0
+
+    def say(kind: str, value: Any) -> None:
+        nonlocal said
+        said = time.monotonic()
+        connection.send((kind, value))
 
     def cancelled() -> bool:
         nonlocal stopped
+        if time.monotonic() - said > SAY_S:
+            say("alive", None)
         stopped = stopped or (connection.poll() and connection.recv() is STOP)
         return stopped
 
     def progress(*args: Any, **metrics: float) -> None:
-        connection.send((True, (args, metrics)))
+        say("progress", (args, metrics))
 
     with suppress(EOFError, OSError):  # whoever called is gone
         before()
@@ -129,4 +159,4 @@ def _serve(connection: Connection, work: Work, before: Callable[[], None], after
             except Exception as error:
                 outcome = error.with_traceback(None)
             after()
-            connection.send((False, outcome))
+            say("outcome", outcome)

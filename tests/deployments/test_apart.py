@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ def work(given: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]
         raise OutOfMemory("it", needed=2**30, free=0, device="cuda")
     if given.get("dies", os.getpid()) != os.getpid():
         os._exit(3)
+    time.sleep(given.get("hangs", 0.0))
     until = time.monotonic() + given.get("seconds", 0.0)
     while time.monotonic() < until:
         check(cancelled)
@@ -119,6 +121,32 @@ def test_what_a_dead_process_left_is_done_here_and_another_takes_its_place():
         assert apart({"dies": os.getpid()}, silent, never)["pid"] == os.getpid()
         assert dead.exitcode == 3
         assert apart({}, silent, never)["pid"] not in (os.getpid(), dead.pid)
+    finally:
+        apart.stop()
+
+
+def test_one_that_hangs_is_killed_and_one_that_works_long_is_not():
+    apart = Apart(work, quiet_s=2.5)
+    apart.start(1)
+    try:
+        first = apart({"seconds": 4.0}, silent, never)["pid"]
+        with pytest.raises(RuntimeError, match="said nothing"):
+            apart({"hangs": 60.0}, silent, never)
+        assert not Path(f"/proc/{first}").exists()
+        assert apart({}, silent, never)["pid"] not in (first, os.getpid())
+    finally:
+        apart.stop()
+
+
+def test_whoever_cannot_tell_progress_on_leaves_no_process_at_work():
+    apart = Apart(work)
+    apart.start(1)
+    try:
+        pid = apart({}, silent, never)["pid"]
+        with pytest.raises(ZeroDivisionError):
+            apart({"seconds": 60.0}, lambda *a, **m: 1 / 0, never)
+        assert not Path(f"/proc/{pid}").exists()
+        assert apart({}, silent, never)["pid"] != os.getpid()
     finally:
         apart.stop()
 
