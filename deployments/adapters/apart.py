@@ -64,8 +64,7 @@ class Apart:
 
     def stop(self) -> None:
         for helper in self.helpers:
-            helper.process.kill()
-            helper.process.join()
+            helper.end()
         self.helpers, self.idle = [], queue.SimpleQueue()
 
     def __call__(self, given: Given, progress: Any, cancelled: Callable[[], bool]) -> Given:
@@ -89,9 +88,7 @@ class Apart:
         return outcome
 
     def _replace(self, helper: "_Helper") -> None:
-        helper.connection.close()
-        helper.process.kill()
-        helper.process.join()
+        helper.end()
         self.helpers.remove(helper)
         self.start(1)
 
@@ -125,6 +122,11 @@ class _Helper:
             elif not asked and cancelled():
                 self.connection.send(STOP)
                 asked = True
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
 
 
 def _serve(connection: Connection, work: Work, before: Callable[[], None], after: Callable[[], None]) -> None:

@@ -52,14 +52,19 @@ class Side:
                 self.stream.synchronize()
 
 
+def release(device: torch.device) -> None:
+    """Gives cached memory back."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 class OnDevice:
     """The half of an engine that is the same for all that compute on a torch device."""
 
     device: torch.device
 
     def release(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(self.device)
 
     def memory(self) -> dict[str, int]:
         if self.device.type != "cuda":

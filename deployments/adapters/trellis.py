@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from deployments.adapters.apart import Apart
-from deployments.adapters.device import OnDevice, Side, wait_asleep
+from deployments.adapters.device import OnDevice, Side, release, wait_asleep
 from deployments.engines import POSED
 from deployments.running import out_of_device_memory
 from deployments.turns import Turns
@@ -71,12 +71,12 @@ class LibraryGenerator(OnDevice):
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device, self.weights = torch.device(chosen), weights or {}
         wait_asleep(self.device)
-        self.looking, self.finishing = Side(self.device), Side(self.device)
-        self.beginning, self.drafting = Side(self.device), Side(self.device, urgent=True)
+        self.looking, self.beginning = Side(self.device), Side(self.device)
+        self.finishing = Side(self.device, urgent=True)
         self.overlap = False
         self.plenty = False  # of memory, for both halves at once
         self.finish = Apart(
-            partial(finished, self.device), partial(ready_to_finish, self.device), partial(let_go, self.device)
+            partial(finished, self.device), partial(ready_to_finish, self.device), partial(release, self.device)
         )
         self.wanted: tuple[str, ...] = ()
         self.models: dict[str, Model] = {}
@@ -198,8 +198,7 @@ class LibraryGenerator(OnDevice):
             made = draft_together(calls[0][0], [begun for _, begun in calls])
             return [one if isinstance(one, Exception) else (one, len(calls)) for one in made]
 
-        with self.drafting():
-            return self._fitting(draft, calls)
+        return self._fitting(draft, calls)
 
     def _fitting(self, run: "Run[S, T]", calls: Sequence[S]) -> list[T | Exception]:
         """All of them together, or one by one where that does not fit."""
@@ -236,11 +235,6 @@ def ready_to_finish(device: torch.device) -> None:
     wait_asleep(device)
     get_rasterizer(device)
     build_loops()
-
-
-def let_go(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _beside_the_networks(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,19 @@ def noted_after() -> None:
     os.environ["AFTER"] = "1"
 
 
+@contextmanager
+def started(apart: Apart, count: int = 1) -> Iterator[Apart]:
+    apart.start(count)
+    try:
+        yield apart
+    finally:
+        apart.stop()
+
+
 @pytest.fixture(scope="module")
 def two() -> Iterator[Apart]:
-    apart = Apart(work)
-    apart.start(2)
-    yield apart
-    apart.stop()
+    with started(Apart(work), 2) as apart:
+        yield apart
 
 
 def test_a_call_runs_elsewhere_and_tells_its_progress(two: Apart):
@@ -103,60 +111,40 @@ def test_a_cancelled_call_ends_soon_and_the_next_is_not_cancelled(two: Apart):
 
 
 def test_a_stop_that_comes_too_late_stops_nobody():
-    apart = Apart(work)
-    apart.start(1)
-    try:
+    with started(Apart(work)) as apart:
         apart({}, silent, never)
         apart.helpers[0].connection.send(None)
         assert apart({"seconds": 0.2}, silent, never)["pid"] != os.getpid()
-    finally:
-        apart.stop()
 
 
 def test_what_a_dead_process_left_is_done_here_and_another_takes_its_place():
-    apart = Apart(work)
-    apart.start(1)
-    try:
+    with started(Apart(work)) as apart:
         dead = apart.helpers[0].process
         assert apart({"dies": os.getpid()}, silent, never)["pid"] == os.getpid()
         assert dead.exitcode == 3
         assert apart({}, silent, never)["pid"] not in (os.getpid(), dead.pid)
-    finally:
-        apart.stop()
 
 
 def test_one_that_hangs_is_killed_and_one_that_works_long_is_not():
-    apart = Apart(work, quiet_s=2.5)
-    apart.start(1)
-    try:
+    with started(Apart(work, quiet_s=2.5)) as apart:
         first = apart({"seconds": 4.0}, silent, never)["pid"]
         with pytest.raises(RuntimeError, match="said nothing"):
             apart({"hangs": 60.0}, silent, never)
         assert not Path(f"/proc/{first}").exists()
         assert apart({}, silent, never)["pid"] not in (first, os.getpid())
-    finally:
-        apart.stop()
 
 
 def test_whoever_cannot_tell_progress_on_leaves_no_process_at_work():
-    apart = Apart(work)
-    apart.start(1)
-    try:
+    with started(Apart(work)) as apart:
         pid = apart({}, silent, never)["pid"]
         with pytest.raises(ZeroDivisionError):
             apart({"seconds": 60.0}, lambda *a, **m: 1 / 0, never)
         assert not Path(f"/proc/{pid}").exists()
         assert apart({}, silent, never)["pid"] != os.getpid()
-    finally:
-        apart.stop()
 
 
 def test_before_and_after():
-    apart = Apart(of_the_process, before=noted, after=noted_after)
-    apart.start(1)
-    try:
+    with started(Apart(of_the_process, before=noted, after=noted_after)) as apart:
         assert apart({}, silent, never) == {"before": "1", "after": None}
         assert apart({}, silent, never) == {"before": "1", "after": "1"}
-    finally:
-        apart.stop()
     assert "BEFORE" not in os.environ

@@ -38,7 +38,7 @@ def test_threads_sleep_while_they_wait_for_the_gpu():
 @pytest.mark.gpu
 def test_what_a_side_queue_computed_is_there_for_every_queue_at_its_end():
     device = torch.device("cuda")
-    side, wrong = Side(device), []
+    side, wrong = Side(device, urgent=True), []
     work = torch.randn(4096, 4096, device=device)
     torch.cuda.synchronize()
 
@@ -61,7 +61,7 @@ def test_what_a_side_queue_computed_is_there_for_every_queue_at_its_end():
 @pytest.mark.gpu
 def test_a_side_queue_does_not_wait_for_what_others_have_queued():
     device = torch.device("cuda")
-    side, work = Side(device), torch.randn(8192, 8192, device=device)
+    side, work = Side(device, urgent=True), torch.randn(8192, 8192, device=device)
     torch.cuda.synchronize()
     for _ in range(60):
         work @ work

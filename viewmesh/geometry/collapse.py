@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viewmesh.geometry.normals import face_normals
+from viewmesh.geometry.normals import corner_normals, face_normals
+from viewmesh.geometry.rows import contains
 
 PICKS = 3  # times per round that surroundings which are still free choose their cheapest edge
 CHEAPEST = 0.4  # share of all edges that a round may collapse: what is dear now is left to a later one
@@ -90,10 +91,7 @@ def _half_edges(faces: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _without_twin(start: Tensor, end: Tensor, V: int) -> Tensor:
-    there, back = start * V + end, (end * V + start).sort().values
-    if not len(back):
-        return torch.zeros_like(there, dtype=torch.bool)
-    return back[torch.searchsorted(back, there).clamp(max=len(back) - 1)] != there
+    return ~contains((end * V + start).sort().values, start * V + end)
 
 
 def _quadrics(positions: Tensor, faces: Tensor) -> Tensor:
@@ -229,7 +227,7 @@ def _refused(surface: _Surface, chosen: _Edges, owner: Tensor, shapely: bool = T
     if shapely:
         before = surface.positions[faces]
         after = torch.where(ends[..., None], chosen.target[of][:, None], before)
-        old, new = _cross(before), _cross(after)
+        old, new = corner_normals(before), corner_normals(after)
         turned = (old * new).sum(-1) < TURNED * old.norm(dim=-1) * new.norm(dim=-1)
         thin = _roundness(new, after) < (THINNER * _roundness(old, before)).clamp(max=SLIVER)
         refused.index_add_(0, of, (turned | thin).int())
@@ -245,10 +243,6 @@ def _refused(surface: _Surface, chosen: _Edges, owner: Tensor, shapely: bool = T
     fan = torch.zeros_like(refused).index_add_(0, of, torch.ones_like(of, dtype=torch.int32))
     closed = 3 if surface.rim is None else torch.where(surface.rim[chosen.start] | surface.rim[chosen.end], 1, 3)
     return (refused > 0) | (fan < closed)
-
-
-def _cross(corners: Tensor) -> Tensor:
-    return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
 def _roundness(cross: Tensor, corners: Tensor) -> Tensor:

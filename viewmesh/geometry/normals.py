@@ -31,7 +31,12 @@ class _Unit(torch.autograd.Function):
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Cross products of two edges, (F, 3): twice the area long, to the side that sees the face counter-clockwise."""
-    a, b, c = rows_at(vertices, faces).unbind(1)
+    return corner_normals(rows_at(vertices, faces))
+
+
+def corner_normals(corners: Tensor) -> Tensor:
+    """`face_normals` of triangles given by their corners (F, 3, 3)."""
+    a, b, c = corners.unbind(1)
     return torch.linalg.cross(b - a, c - a)
 
 

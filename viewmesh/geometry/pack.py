@@ -97,7 +97,7 @@ def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
 
     best, least = np.zeros(len(first)), np.full(len(first), np.inf)
     for steps in (np.arange(0, 90, 3), np.array([-1.0, 1.0]), np.array([-0.5, 0.5])):
-        around = best.copy() if len(steps) == 2 else np.zeros_like(best)
+        around = best
         for step in steps:
             turn = around + np.deg2rad(step)
             width, height = sides(turn)

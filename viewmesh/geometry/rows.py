@@ -1,6 +1,7 @@
 """Rows of arrays: which are equal, and how to take them so that gradients come back cheaply."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -10,6 +11,12 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
     Its gradient is added up where it belongs; that of `values[index]` sorts the index first, and on a GPU waits for it.
     """
     return values.index_select(0, index.flatten()).reshape(*index.shape, *values.shape[1:])
+
+
+def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
+    """(N,) bool: which of keys (N,) are among sorted_keys (M,), M > 0 unless N = 0."""
+    at = torch.searchsorted(sorted_keys, keys).clamp(max=len(sorted_keys) - 1)
+    return sorted_keys[at] == keys
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

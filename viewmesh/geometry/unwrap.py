@@ -1,8 +1,8 @@
 """A UV atlas for any mesh: xatlas makes the charts, we repair and pack them.
 
 xatlas's time grows faster than the mesh and it may crash, so the mesh is cut into spatial parts of about a thousand
-faces, each unwrapped in a process of its own, several at a time. A part whose process fails gets planar charts of our
-own. Every atlas is checked and repaired before it is returned.
+faces, unwrapped by processes of their own, several at a time. A part at which its process fails gets planar charts of
+our own. Every atlas is checked and repaired before it is returned.
 """
 
 import os

@@ -2,10 +2,11 @@
 
 It runs in a process of its own because xatlas can crash the one that it runs in, and forks AT_ONCE workers, each of
 which takes the next mesh until there is none; for one that crashed another goes on, so that a mesh can only take itself
-along, and Python starts once. It imports no torch, so that this takes a fraction of a
-second. FOLDER/NAME.in.npz holds `vertices` (V, 3) float32 and `faces` (F, 3) uint32; NAME.out.npz then holds `points`
-(T, 2) float32 in the mesh's own length unit, `faces` (F, 3) into them, and `vertex` (T,), the mesh vertex of each
-point. There is none where xatlas failed.
+along, and Python starts once. It imports no torch, so that this takes a fraction of a second.
+
+FOLDER/NAME.in.npz holds `vertices` (V, 3) float32 and `faces` (F, 3) uint32; NAME.out.npz then holds `points` (T, 2)
+float32 in the mesh's own length unit, `faces` (F, 3) into them, and `vertex` (T,), the mesh vertex of each point. There
+is none where xatlas failed.
 """
 
 import contextlib

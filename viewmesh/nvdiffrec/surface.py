@@ -200,7 +200,7 @@ def texture_variables(surface: Surface, material: Material) -> Variables:
 
 
 def seen_faces(problem: Problem, mesh: Mesh, cancelled: Callable[[], bool]) -> Tensor:
-    """Which faces (F,) bool, on the CPU, some input camera, or some camera of a sphere around the object, can see."""
+    """Which faces (F,) bool some input camera, or some camera of a sphere around the object, can see."""
     cameras = (all_around(60, 0.7, 384), problem.shape_targets.cameras)
-    seen = visible_faces(mesh.to(problem.device), cameras, problem.rasterizer, near=NEAR, far=FAR, cancelled=cancelled)
-    return seen.cpu()
+    mesh = mesh.to(problem.device)
+    return visible_faces(mesh, cameras, problem.rasterizer, near=NEAR, far=FAR, cancelled=cancelled)

@@ -11,6 +11,7 @@ from torch import Tensor
 from viewmesh.errors import EmptyReconstruction
 from viewmesh.geometry.dual_tables import CORNERS
 from viewmesh.geometry.flexicubes import CubeGrid, FlexiMesh, extract, key_point, point_key
+from viewmesh.geometry.rows import contains
 
 CHANNELS = {"sdf": (0, 8), "deform": (8, 32), "weights": (32, 53), "color": (53, 101)}
 OUTSIDE = 1.0  # the sdf of a lattice point that no voxel touches
@@ -66,7 +67,7 @@ def _surface_grid(
     around = key_point(rim, resolution)[:, None] - torch.tensor(CORNERS, device=rim.device)  # (R, 8, 3)
     around = around[((around >= 0) & (around < resolution)).all(-1)]
     empty = point_key(around, resolution).unique()
-    empty = empty[~_contains(voxel.sort().values, empty)]
+    empty = empty[~contains(voxel.sort().values, empty)]
 
     count = inside[corner_row].sum(1)
     mixed = ((count > 0) & (count < 8)).nonzero()[:, 0]  # voxels with surface
@@ -80,8 +81,3 @@ def _surface_grid(
     grid = CubeGrid(resolution, key_point(used, resolution), key_point(key, resolution), corners)
     values = torch.where(known[:, None], values[at], 0.0)
     return grid, values, torch.where(known, sdf[at], OUTSIDE), voxel_of_cube
-
-
-def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
-    at = torch.searchsorted(sorted_keys, keys).clamp(max=len(sorted_keys) - 1)
-    return sorted_keys[at] == keys
