@@ -116,12 +116,7 @@ async def test_from_pictures_to_a_mesh_that_turns_and_files(site: Site, tmp_path
     await page.set_input_files("#files", pictures(tmp_path))
     assert await page.locator("#thumbs img").count() == 3
     assert await page.evaluate("[...document.querySelectorAll('#thumbs img')].every(i => i.decode().then(() => true))")
-    await submit(page, pictures(tmp_path, optimise_s=2.0))
-    await until(page, "document.querySelector('#bar').value > 20 && document.querySelector('#bar').value < 90")
-    detail = await page.inner_text("#detail")
-    for word in ("optimise", "of 40", "%", "loss", "PSNR", "left in this stage"):
-        assert word in detail
-    await until(page, "document.querySelector('#picture').naturalWidth > 0")  # the preview
+    await submit(page, pictures(tmp_path))
     await over(page, "succeeded")
     assert (await page.inner_text("#status")).startswith("nvdiffrec, because ")
     await page.wait_for_selector("#viewer[data-drawn=yes]:visible")
@@ -173,10 +168,23 @@ async def test_another_export_and_deleting_it(site: Site, tmp_path):
     await over(page, "succeeded")
 
 
-async def test_cancelling(site: Site, tmp_path):
+async def test_a_running_job_shows_the_mesh_so_far(site: Site, tmp_path):
+    page = await site.open()
+    await submit(page, pictures(tmp_path, finish_s=60.0))  # previews come with the end of a slice, and go with the job
+    await until(page, "document.querySelector('#picture').naturalWidth > 0")
+    assert await page.is_visible("#picture")
+    await page.click("#cancel")
+    await over(page, "cancelled")
+
+
+async def test_progress_and_cancelling(site: Site, tmp_path):
     page = await site.open()
     await submit(page, pictures(tmp_path, optimise_s=60.0))
-    await until(page, "document.querySelector('#detail').textContent.includes('optimise')")
+    await until(page, "document.querySelector('#detail').textContent.includes('left in this stage')")
+    detail = await page.inner_text("#detail")
+    for word in ("optimise", "of 40", "%", "loss", "PSNR"):
+        assert word in detail
+    assert 0 < await page.evaluate("document.querySelector('#bar').value") < 90
     again = await site.open("/#" + page.url.partition("#")[2])  # the address of a job is a link to it
     await until(again, "document.querySelector('#detail').textContent.includes('optimise')")
     await page.click("#cancel")
