@@ -9,7 +9,7 @@ import torch
 from viewmesh.errors import Cancelled
 from viewmesh.geometry import texels
 from viewmesh.geometry.pack_cells import AT_ONCE, ROWS, place
-from viewmesh.geometry.texels import texels_inside
+from viewmesh.geometry.texels import texels_inside, texels_of_groups
 
 Cells = list[tuple[int, int]]
 
@@ -50,9 +50,8 @@ def random_charts(rng: np.random.Generator, count: int, side: int) -> list[Cells
 
 
 def arrays(charts: list[Cells]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    chart = np.repeat(np.arange(len(charts)), [len(cells) for cells in charts])
     x, y = np.array([cell for cells in charts for cell in sorted(cells)]).T
-    return chart, x.copy(), y.copy()
+    return np.array([len(cells) for cells in charts]), x.copy(), y.copy()
 
 
 @pytest.mark.parametrize(("cells", "count", "side"), [(20, 30, 8), (64, 12, 40), (70, 60, 12), (130, 8, 100)])
@@ -123,3 +122,17 @@ def test_a_device_finds_the_same_texels_in_the_same_order(margin: float):
     here, there = texels_inside(corners, margin), texels._on_device(corners, margin)
     assert len(here[0]) > 5000
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("margin", [0.01, -1.2])
+def test_texels_of_groups_are_those_of_their_triangles_each_once(margin: float):
+    rng = np.random.default_rng(2)
+    corners = 30 * rng.random((80, 1, 2)) + 9 * rng.standard_normal((80, 3, 2))
+    corners[11, 2] = corners[11, 1]  # degenerate
+    bounds = np.array([0, 30, 30, 31, 80])
+    counts, x, y = texels_of_groups(corners, bounds, margin)
+    face, fx, fy, _ = (t.numpy() for t in texels_inside(torch.from_numpy(corners), margin))
+    group = np.searchsorted(bounds[1:], face, side="right")
+    expected = sorted(set(zip(group.tolist(), fy.tolist(), fx.tolist(), strict=True)))
+    assert len(expected) < len(face)
+    assert list(zip(np.repeat(np.arange(4), counts).tolist(), y.tolist(), x.tolist(), strict=True)) == expected

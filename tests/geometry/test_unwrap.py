@@ -95,6 +95,15 @@ def test_more_charts_than_a_small_texture_holds_with_padding():
     assert float(areas(uv).min()) > 0
 
 
+@pytest.mark.parametrize(("size", "padding"), [(64, 12), (128, 4), (512, 4)])
+def test_an_atlas_is_filled_and_padding_takes_no_charts_place(size, padding):
+    mesh = simplify(bumpy(3), 600)
+    atlas = unwrap(mesh, size, padding=padding, fallback_only=True)
+    border = 2 * padding / size
+    assert float(atlas.uvs[:, 1].max() - atlas.uvs[:, 1].min()) > 0.97 - border
+    assert float(areas(atlas.uvs.double()[atlas.uv_faces]).abs().sum()) > 0.1
+
+
 def test_large_meshes_are_cut_into_parts_and_put_together(monkeypatch):
     monkeypatch.setattr(module, "PART_FACES", 300)
     mesh = bumpy(3)

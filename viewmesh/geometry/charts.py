@@ -141,7 +141,8 @@ def _overlapping_charts(charts: Charts, suspects: np.ndarray, texel: float) -> n
         return np.zeros(0, np.int64)
     face, x, y = ids[face], x - x.min(), y - y.min()
     key = (charts.chart[face] * (y.max() + 1) + y) * (x.max() + 1) + x
-    key, order = np.sort(key), np.argsort(key, kind="stable")
+    order = np.argsort(key)
+    key = key[order]
     twice = np.flatnonzero(key[1:] == key[:-1])
     return np.unique(charts.chart[face[order[twice]]])
 

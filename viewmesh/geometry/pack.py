@@ -4,29 +4,33 @@ Charts are sets of cells of a grid; `pack_cells` finds the places, this file the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from viewmesh.geometry.charts import Charts, flat_area
 from viewmesh.geometry.pack_cells import place
-from viewmesh.geometry.texels import texels_inside
+from viewmesh.geometry.texels import texels_of_groups
 from viewmesh.progress import never
 
 CELLS = 384  # at most, per side: finer packs little tighter and costs its third power
+USUAL = 0.88  # of the cells up to its height, what packing fills of most atlases
+AIM, FULL = 0.985, 0.97  # of the height, what a scale is chosen for, and what is enough
+SPARSE = 0.1  # of the atlas: charts that cover less would rather have less padding
 
 
 def pack(charts: Charts, size: int, padding: int, cancelled: Callable[[], bool] = never) -> np.ndarray:
     """Where each point of the charts lies in [0, 1]^2, x right and y up, (T, 2) float64; one scale for all charts.
 
     Charts keep `padding` texels of a size x size image apart and half of that from the border. When there are so many
-    that not even points would fit so, the padding is halved until they do. Raises Cancelled between two charts.
+    that not even points would fit so, or that it would leave them next to nothing, the padding is halved. Raises
+    Cancelled between two charts.
     """
     points, of_point = _upright(charts)
     cells, margin = min(size, CELLS), padding / 2 * min(size, CELLS) / size
     while True:
-        placed = _fit(Charts(points, charts.faces, charts.chart, charts.vertex), of_point, cells, margin, cancelled)
-        if placed is not None:
+        placed = _fit(replace(charts, points=points), of_point, cells, margin, cancelled)
+        if placed is not None and (margin <= 0.5 or flat_area(replace(charts, points=placed)) > SPARSE):
             return placed
         cells, margin = (cells, margin / 2) if margin > 0.5 else (cells * 2, margin)
 
@@ -40,41 +44,45 @@ def _fit(
     if limit <= 0 or len(low) * (2 * margin + 1) ** 2 > 0.8 * cells**2:  # points alone would take that much
         return None
     points = charts.points - low[of_point]
-    scale, best, fitted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0
-    for _ in range(2):  # so that the footprints, margins and all, would fill most of the square
-        area = len(_footprints(points * scale, charts, margin)[0])
-        scale = min(limit, scale * np.sqrt(0.88 * cells * cells / area).clip(0.5, 1.1))
-    for attempt in range(16):
-        chart, x, y = _footprints(points * scale, charts, margin)
-        if len(chart) <= cells * cells or best is None:
-            placed = place(chart, x, y, cells, cancelled)
-            height = placed.height
-            if height <= cells and scale > fitted:
-                local = points * scale + margin + 1
-                quarter = np.stack([-local[:, 1], local[:, 0]], 1)
-                best = np.where(placed.turned[of_point, None], quarter, local) + placed.shift[of_point]
-                fitted = scale
-        if best is not None and (height > 0.97 * cells or attempt >= 4 or fitted >= limit):
+    order = np.argsort(charts.chart, kind="stable")
+    corners, bounds = points[charts.faces[order]], np.r_[0, np.cumsum(np.bincount(charts.chart))]
+
+    def footprints(scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cells that charts touch when grown by `margin` and moved by margin + 1."""
+        return texels_of_groups(corners * scale + (margin + 1), bounds, -(margin + 0.71))  # from its middle to a corner
+
+    scale, best, fitted, wanted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0, USUAL * cells**2
+    while True:
+        scale, taken = _scale_for(wanted, scale, limit, lambda scale: len(footprints(scale)[1]))
+        if scale <= fitted or taken > 1.01 * wanted:  # in the second case charts are hardly more than their margins
             break
-        if height <= cells:
-            scale = min(limit, scale * (cells / height) ** 0.5)
-        else:
-            # margins do not shrink with the charts: height goes with the scale's power of 4/3, not with its square
-            scale = max(scale * max((0.995 * cells / height) ** 0.75, 0.5), 1.004 * fitted)
-        if attempt > 8 and scale * extent.max() < 0.1:  # charts are points already
-            break
+        counts, x, y = footprints(scale)
+        placed = place(counts, x, y, cells, cancelled)
+        if placed.height <= cells:
+            local = points * scale + margin + 1
+            quarter = np.stack([-local[:, 1], local[:, 0]], 1)
+            best = np.where(placed.turned[of_point, None], quarter, local) + placed.shift[of_point]
+            fitted = scale
+            if placed.height > FULL * cells or scale >= limit:
+                break
+        wanted = AIM * cells / placed.height * len(x)  # the share of its rows that packing fills stays
     return None if best is None else best / cells
 
 
-def _footprints(local: np.ndarray, charts: Charts, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells (chart, x, y), sorted and unique, that charts touch when grown by `margin` and moved by margin + 1."""
-    corners = torch.from_numpy(local[charts.faces] + margin + 1)
-    face, x, y, _ = texels_inside(corners, margin=-(margin + 0.71))  # a cell's corner is 0.71 from its centre
-    chart = charts.chart[face.numpy()]
-    side = int(max(x.max(), y.max())) + 2
-    key = np.sort((chart * side + y.numpy().clip(0)) * side + x.numpy().clip(0))
-    key = key[np.r_[True, key[1:] != key[:-1]]]  # np.unique hashes, which takes ten times as long
-    return key // (side * side), key % side, key // side % side
+def _scale_for(wanted: float, scale: float, limit: float, count: Callable[[float], int]) -> tuple[float, int]:
+    """A scale, `limit` at most, at which charts take about `wanted` cells, from one near it; and how many they take.
+
+    Cells go with a power of the scale between its square, charts without margins, and a half, hardly more than margins.
+    """
+    power, taken = 1.5, count(scale)
+    for _ in range(8):
+        better = min(limit, scale * float(np.clip((wanted / taken) ** (1 / power), 0.5, 2)))
+        if abs(taken / wanted - 1) < 0.003 or better == scale:
+            break
+        before, taken = taken, count(better)
+        power = float(np.clip(np.log(taken / before) / np.log(better / scale), 0.5, 2))
+        scale = better
+    return scale, taken
 
 
 def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:

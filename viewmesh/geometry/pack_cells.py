@@ -27,14 +27,16 @@ class Placed:
     height: int
 
 
-def place(chart: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int, cancelled: Callable[[], bool] = never) -> Placed:
+def place(
+    counts: np.ndarray, x: np.ndarray, y: np.ndarray, cells: int, cancelled: Callable[[], bool] = never
+) -> Placed:
     """The charts, from the largest to the smallest, each where it fits lowest, as it is or turned.
 
-    chart, x, y: (N,) int64, the cells of every chart, sorted by chart, each once. A chart wider than the grid both ways
-    ends it with a height of ROWS * cells. Raises Cancelled.
+    counts: (K,) int64, how many cells each chart has; x, y: (N,) int64, those of the first one, of the second one and
+    so on, each once. A chart wider than the grid both ways ends it with a height of ROWS * cells. Raises Cancelled.
     """
-    bounds = np.r_[0, np.cumsum(np.bincount(chart))]
-    order = np.argsort(-np.diff(bounds), kind="stable")
+    bounds = np.r_[0, np.cumsum(counts)]
+    order = np.argsort(-counts, kind="stable")
     K = len(order)
     shift, turned = np.zeros((K, 2)), np.zeros(K, np.bool_)
     levels, words = int(cells).bit_length(), -(-cells // 64)

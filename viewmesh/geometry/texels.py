@@ -28,6 +28,22 @@ def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor,
     return _on_device(corners, margin)
 
 
+def texels_of_groups(
+    corners: np.ndarray, bounds: np.ndarray, margin: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The texels that some triangle of each group covers, each once: how many each group has (K,), x and y (N,) int64,
+    in the order of groups, then of rows.
+
+    corners: (F, 3, 2) float64, in the order of groups; bounds: (K + 1,) int64, where each begins and the last one ends.
+    Otherwise as `texels_inside`, but of groups whose bounding boxes have room in memory.
+    """
+    counts, nothing = np.zeros(len(bounds) - 1, np.int64), np.empty(0, np.int64)
+    count = _fill_groups(corners, bounds, float(margin), counts, nothing, nothing)
+    x, y = np.empty(count, np.int64), np.empty(count, np.int64)
+    _fill_groups(corners, bounds, float(margin), counts, x, y)
+    return counts, x, y
+
+
 def _about(points: np.ndarray, margin: float) -> int:
     """How many texels there will be, or a few more: to count them takes as long as to list them."""
     sides = np.roll(points, -1, 1) - points
@@ -86,6 +102,38 @@ def _fill(corners, margin, face, xs, ys, weight):
                     face[n], xs[n], ys[n] = f, x, y
                     weight[n, 0], weight[n, 1], weight[n, 2] = b / abs(area), c / abs(area), a / abs(area)
                 n += 1
+    return n
+
+
+@jit
+def _fill_groups(corners, bounds, margin, counts, xs, ys):
+    """As `_fill`; writes how many texels each group has, too."""
+    n = 0
+    for g in range(len(counts)):
+        left, right, bottom, top = 2**62, -(2**62), 2**62, -(2**62)
+        for f in range(bounds[g], bounds[g + 1]):
+            area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
+            if area != 0:
+                left, right = min(left, low_x), max(right, high_x)
+                bottom, top = min(bottom, low_y), max(top, high_y)
+        covered = np.zeros((max(0, top - bottom + 1), max(0, right - left + 1)), np.bool_)
+        for f in range(bounds[g], bounds[g + 1]):
+            area, low_x, high_x, low_y, high_y = _bounds(corners[f], margin)
+            if area == 0:
+                continue
+            for y in range(low_y, high_y + 1):
+                for x in range(low_x, high_x + 1):
+                    if not covered[y - bottom, x - left]:
+                        a, b, c = _inside(corners[f], area, x + 0.5, y + 0.5, margin)
+                        covered[y - bottom, x - left] = not math.isnan(a + b + c)
+        counts[g] = 0
+        for y in range(covered.shape[0]):
+            for x in range(covered.shape[1]):
+                if covered[y, x]:
+                    if n < len(xs):
+                        xs[n], ys[n] = x + left, y + bottom
+                    n += 1
+                    counts[g] += 1
     return n
 
 

@@ -59,7 +59,7 @@ def unwrap(
     cancelled: Callable[[], bool] = never,
 ) -> Atlas:
     """UVs for every face: of positive area, in [0, 1], not overlapping on a texture_size square, charts `padding`
-    texels apart (fewer only if the charts would not fit otherwise).
+    texels apart (fewer only if the charts would not fit otherwise, or would cover less than a tenth of it).
 
     timeout_s: for all of xatlas's work; parts not done by then get planar charts, as all do with `fallback_only`.
     Degenerate faces get a texel-sized triangle of their own. Faces keep their order. Same mesh, same atlas, unless a
