@@ -92,6 +92,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TRITON_CACHE_DIR=/cache/triton \
     NUMBA_CACHE_DIR=/cache/numba \
     THP_MEM_ALLOC_ENABLE=1 \
+    GOMP_SPINCOUNT=2000 \
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from viewmesh import hugepages
+from viewmesh import runtime
 
-hugepages.enable()  # before the first tensor, which the imports below make
+runtime.prepare()  # before the first tensor, which the imports below make
 # ruff: noqa: E402
 
 import numpy as np

@@ -153,9 +153,9 @@ def over_the_command(views: Path, out: Path) -> dict[str, Any]:
 
 
 def library(views: Path, out: Path) -> None:
-    from viewmesh import hugepages
+    from viewmesh import runtime
 
-    hugepages.enable()
+    runtime.prepare()
     shorten(float(os.environ[SHARE]))
     from deployments.adapters.nvdiffrec import warm_up
     from viewmesh import reconstruct

@@ -15,7 +15,7 @@ import typer
 
 from serve_app import ingress
 from viewmesh import cli as library
-from viewmesh import hugepages
+from viewmesh import runtime
 from viewmesh.cli import Bar, errors_as_sentences, options_of
 from viewmesh.errors import OptionError, ViewmeshError
 
@@ -243,7 +243,7 @@ def start(
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 3 s of 25 on two cores
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 costs an idle laptop twice as much as all our replicas
-        **hugepages.ENVIRONMENT,
+        **runtime.ENVIRONMENT,
         **ingress.environment(),
         **ingress.own_ports(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),

@@ -2,7 +2,7 @@
 
 from serve_app import cli as service
 from viewmesh import cli as library
-from viewmesh import hugepages
+from viewmesh import runtime
 from viewmesh.cli import app
 from viewmesh.weights.cli import app as weights
 
@@ -15,5 +15,5 @@ app.add_typer(weights, name="weights")
 
 
 def main() -> None:
-    hugepages.enable()
+    runtime.prepare()
     app()

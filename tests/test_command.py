@@ -1,6 +1,7 @@
 """The `viewmesh` command from outside: files, exit codes, JSON, Ctrl-C and --resume, on tiny views."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tiny_command import shrink
 from typer.testing import CliRunner
 
 from serve_app.command import app
-from viewmesh import __version__
+from viewmesh import __version__, runtime
 from viewmesh.errors import EmptyReconstruction
 from viewmesh.nvdiffrec import memory, problem
 
@@ -305,3 +306,17 @@ def test_a_new_run_forgets_the_stopped_one(tiny: None, made: tuple[Path, Result]
     result = viewmesh("reconstruct", capture, "-o", tmp_path, "--formats", "ply")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "mesh.ply").read_bytes() == (made[0] / "mesh.ply").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "after"),
+    [
+        ({}, runtime.ENVIRONMENT),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, {**runtime.ENVIRONMENT, "THP_MEM_ALLOC_ENABLE": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_a_users_own_settings_of_the_process_stay(monkeypatch, own, after):
+    monkeypatch.setattr(os, "environ", dict(own))
+    runtime.prepare()
+    assert os.environ == after

@@ -11,6 +11,7 @@ import yaml
 from serve_app import config as configuration
 from serve_app import ingress
 from serve_app.settings import AppArgs
+from viewmesh import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK RUN SHELL STOPSIGNAL USER VOLUME WORKDIR"
@@ -112,7 +113,7 @@ def test_weights_and_caches_lie_on_volumes(name: str) -> None:
     assert environment["RAY_AUTH_MODE"] == "token"
     served = ingress.environment()
     served.pop("RAY_SERVE_HAPROXY_NBTHREAD", None)  # by the machine
-    assert served.items() <= environment.items()  # as `viewmesh serve` sets it
+    assert (served | runtime.ENVIRONMENT).items() <= environment.items()  # as `viewmesh serve` sets it
 
 
 def test_commands_are_lists_and_serve_takes_their_options() -> None:

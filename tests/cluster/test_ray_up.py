@@ -65,6 +65,7 @@ def test_workers_find_the_head_and_prometheus_finds_them(cluster: Path, file: st
         assert "--metrics-export-port=8080" in commands[1]
         assert "\n" not in commands[1].strip()
     assert "--address=$RAY_HEAD_IP:6379" in value["worker_start_ray_commands"][1]
+    assert value["worker_start_ray_commands"][1].startswith("export OMP_NUM_THREADS=")  # `ray up` would say 1
     mounts = {option.split(":")[1] for option in value["docker"]["run_options"] if option.startswith("-v ")}
     assert mounts == {"/etc/viewmesh/keys", "/weights", "/cache"}
 
