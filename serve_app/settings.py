@@ -111,7 +111,8 @@ class AppArgs(Strict):
     )
     weights: dict[str, str] = Field(
         default={},
-        description="Folders by weight set (trellis, dinov2, reconviagen, vggt-object), if not the downloaded ones.",
+        description="Folders by weight set (trellis, reconviagen, vggt-object, dinov2: its file, too), if not the "
+        "downloaded ones.",
     )
     max_active_jobs: int = Field(
         default=2000, gt=0, description="Queued and running jobs of one owner, unless its key says."

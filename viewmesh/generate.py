@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from viewmesh.errors import InputError, MissingModel, ViewmeshError
+from viewmesh.errors import MissingModel, ViewmeshError
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.geometry.meshfile import load_gaussians, load_mesh, load_notes, load_plain, save_mesh, save_plain
@@ -25,7 +25,7 @@ from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.texturing import STEPS as TEXTURE_STEPS
 from viewmesh.trellis.texturing import texture
 from viewmesh.views.viewset import ViewSet
-from viewmesh.weights.ready import DOWNLOADED, Places, place, readiness
+from viewmesh.weights.ready import DOWNLOADED, Places, encoder_in, place, readiness
 
 Model = Trellis | ReconViaGen
 
@@ -60,25 +60,12 @@ def load_model(
     state = readiness(name, places)
     if not state.ready:
         raise MissingModel(state.reason, hint=state.hint)
-    dino = dino_file(places)
+    dino = encoder_in(Path(places["dinov2"])) if "dinov2" in places else None
     if name == "trellis":
         return Trellis.load(place("trellis", places), device=device, dino=dino, loaded=loaded)
     return ReconViaGen.load(
         place("reconviagen", places), vggt=place("vggt-object", places), device=device, dino=dino, loaded=loaded
     )
-
-
-def dino_file(places: Places) -> Path | None:
-    """The image encoder's file where `places` names one or its folder; None lets the loader look for it."""
-    given = places.get("dinov2")
-    if given is None:
-        return None
-    if Path(given).is_file():
-        return Path(given)
-    found = [f for s in ("safetensors", "pth") for f in sorted(Path(given).glob(f"*.{s}"))]
-    if not found:
-        raise InputError("holds no image encoder.", file=str(given), hint="viewmesh weights download dinov2")
-    return found[0]
 
 
 def generate(

@@ -23,16 +23,10 @@ from viewmesh.trellis.split import fast_on
 from viewmesh.trellis.stages import Networks
 from viewmesh.trellis.structure import SparseStructureDecoder, SparseStructureFlowModel
 from viewmesh.trellis.vit import DinoVisionTransformer
+from viewmesh.weights.manifest import NETWORK_ROLES
 from viewmesh.weights.store import local_folder
 
 T = TypeVar("T", bound=nn.Module)
-NETWORK_ROLES = {  # our name: the role in pipeline.json
-    "structure_flow": "sparse_structure_flow_model",
-    "structure_decoder": "sparse_structure_decoder",
-    "latent_flow": "slat_flow_model",
-    "mesh_decoder": "slat_decoder_mesh",
-    "gaussian_decoder": "slat_decoder_gs",
-}
 
 
 class Loaded:

@@ -30,7 +30,6 @@ from viewmesh.trellis import checkpoint, stages
 from viewmesh.trellis.batch import Batch, Request, going_on, groups, sample_latents, sample_structures
 from viewmesh.trellis.decoders import Gaussians
 from viewmesh.trellis.loading import (
-    NETWORK_ROLES,
     Loaded,
     encoder_file,
     load_encoder,
@@ -45,6 +44,7 @@ from viewmesh.trellis.samplers import SamplerOptions, Velocity
 from viewmesh.trellis.sparse import Voxels
 from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
 from viewmesh.trellis.warm import compile_flows, record_encoder, record_structure
+from viewmesh.weights.manifest import TRELLIS
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -115,7 +115,7 @@ class Trellis:
         device, clock, loaded = torch.device(device), Stopwatch(torch.device(device)), loaded or Loaded()
         config = checkpoint.read_pipeline(weights_folder(weights))
         encoder_weights = encoder_file(config, dino)
-        files = [weights_of(network_stem(config, role)) for role in NETWORK_ROLES.values()]
+        files = [weights_of(network_stem(config, role)) for role in TRELLIS.roles]
         require_room(config.root.name, files, encoder_weights, WORKSPACE_BYTES, device, dtype, loaded)
         with clock("networks"):
             networks = load_networks(config, device, dtype, loaded)

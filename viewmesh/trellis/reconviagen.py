@@ -21,7 +21,6 @@ from viewmesh.geometry.camera import OPENGL_FROM_OPENCV, Cameras
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.trellis import checkpoint, stages
 from viewmesh.trellis.loading import (
-    NETWORK_ROLES,
     Loaded,
     encoder_file,
     load_encoder,
@@ -48,6 +47,7 @@ from viewmesh.trellis.samplers import SamplerOptions
 from viewmesh.trellis.vggt import USED_LAYERS, Aggregator, CameraHead
 from viewmesh.trellis.vit import DinoVisionTransformer, image_condition
 from viewmesh.trellis.warm import compile_flows, record_structure
+from viewmesh.weights.manifest import CONDITION_ROLES, RECONVIAGEN
 
 # the authors' application
 DEFAULTS = GenerateOptions(
@@ -56,7 +56,6 @@ DEFAULTS = GenerateOptions(
 )
 BYTES_PER_VIEW = 160 << 20  # keys and values of 24 blocks, or tokens and activations at 518²; 150 MiB measured
 WORKSPACE_BYTES = 2 << 30
-CONDITION_ROLES = ("sparse_structure_vggt_cond", "slat_vggt_cond")
 OTHER_HEADS = r"(camera|point|depth|track)_head\."  # parts of the VGGT file that are not loaded
 
 
@@ -91,8 +90,7 @@ class ReconViaGen:
         device, clock, loaded = torch.device(device), Stopwatch(torch.device(device)), loaded or Loaded()
         config, vggt_root = checkpoint.read_pipeline(weights_folder(weights)), weights_folder(vggt)
         encoder_weights = encoder_file(config, dino)
-        roles = [*NETWORK_ROLES.values(), *CONDITION_ROLES]
-        files = [weights_of(network_stem(config, role)) for role in roles]
+        files = [weights_of(network_stem(config, role)) for role in RECONVIAGEN.roles]
         more = vggt_bytes(vggt_root, device) + WORKSPACE_BYTES
         require_room(config.root.name, files, encoder_weights, more, device, dtype, loaded)
         with clock("networks"):

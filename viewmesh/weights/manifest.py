@@ -18,7 +18,10 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One download. source: a Hugging Face repository, or an https address that `files[0]` is appended to."""
+    """One download. source: a Hugging Face repository, or an https address that `files[0]` is appended to.
+
+    roles: the networks of its pipeline.json that are loaded, wherever that file says they lie.
+    """
 
     name: str
     source: str
@@ -27,6 +30,7 @@ class WeightSet:
     licence: str
     commercial: bool
     used_by: tuple[str, ...]
+    roles: tuple[str, ...] = ()
 
     @property
     def is_repository(self) -> bool:
@@ -44,6 +48,15 @@ def _networks(*sizes: tuple[str, int | None]) -> tuple[WeightFile, ...]:
     return tuple(files)
 
 
+NETWORK_ROLES = {  # our name: the role in pipeline.json, which names others, too
+    "structure_flow": "sparse_structure_flow_model",
+    "structure_decoder": "sparse_structure_decoder",
+    "latent_flow": "slat_flow_model",
+    "mesh_decoder": "slat_decoder_mesh",
+    "gaussian_decoder": "slat_decoder_gs",
+}
+CONDITION_ROLES = ("sparse_structure_vggt_cond", "slat_vggt_cond")
+
 TRELLIS = WeightSet(
     name="trellis",
     source="microsoft/TRELLIS-image-large",
@@ -58,6 +71,7 @@ TRELLIS = WeightSet(
     licence="MIT",
     commercial=True,
     used_by=("trellis",),
+    roles=tuple(NETWORK_ROLES.values()),
 )
 DINOV2 = WeightSet(
     name="dinov2",
@@ -84,6 +98,7 @@ RECONVIAGEN = WeightSet(
     licence="not stated; derived from VGGT-1B (CC BY-NC 4.0): treat as non-commercial",
     commercial=False,
     used_by=("reconviagen",),
+    roles=(*NETWORK_ROLES.values(), *CONDITION_ROLES),
 )
 VGGT_OBJECT = WeightSet(
     name="vggt-object",
