@@ -4,6 +4,7 @@ import gc
 import json
 import pickle
 import shutil
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -130,8 +131,10 @@ def test_an_entry_may_lie_in_another_repository(tiny, tmp_path):
     config = read_pipeline(tmp_path)
     found = locate(config, "some/repository/ckpts/ss_dec", {"some/repository": tiny}.get)
     assert found == tiny / "ckpts" / "ss_dec"
-    with pytest.raises(MissingModel, match="from the repository other/repository"):
+    with pytest.raises(MissingModel, match="from the repository other/repository") as error:
         locate(config, "other/repository/ckpts/ss_dec", {"some/repository": tiny}.get)
+    scripts = entry_points(group="console_scripts")
+    assert error.value.hint.split()[0] in {s.name for s in scripts if s.value.startswith("huggingface_hub")}
 
 
 def test_too_little_memory_is_said_with_both_figures(tiny, monkeypatch):

@@ -107,7 +107,7 @@ def locate(config: PipelineConfig, entry: str, repository: Callable[[str], Path 
         if folder is None:
             raise MissingModel(
                 f"{config.root / 'pipeline.json'} takes {entry} from the repository {owner}/{name}, which is not here.",
-                hint=f"huggingface-cli download {owner}/{name}",
+                hint=f"hf download {owner}/{name}",
             )
         if (folder / f"{inside}.json").exists():
             return folder / inside
