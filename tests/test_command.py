@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from serve_app.command import app
 from viewmesh import __version__, runtime
-from viewmesh.errors import EmptyReconstruction
+from viewmesh.errors import EmptyReconstruction, MissingModel
 from viewmesh.nvdiffrec import memory, problem
 
 TESTS = Path(__file__).resolve().parent
@@ -206,7 +206,8 @@ def test_bad_input_is_one_sentence_and_a_hint(tmp_path: Path):
     ("option", "value"),
     [("--preset", "fast"), ("--formats", "glb,doc"), ("--formats", ""), ("--texture-size", "1000"),
      ("--target-faces", "3"), ("--seed", "-1"), ("--model", "other"), ("--mask", "magic"), ("--up", "w"),
-     ("--device", "nonsense"), ("--device", "cuda:99")],
+     ("--device", "nonsense"), ("--device", "cuda:99"), ("--weights", str(TESTS)), ("--weights", f"set={TESTS}"),
+     ("--weights", "trellis="), ("--weights", f"trellis={TESTS / 'none'}")],
 )  # fmt: skip
 def test_a_bad_option_names_itself(option: str, value: str, capture: Path, tmp_path: Path):
     words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", option, value), 2)
@@ -219,6 +220,27 @@ def test_a_model_whose_weights_are_missing(capture: Path, tmp_path: Path, monkey
     monkeypatch.setenv("VIEWMESH_WEIGHTS", str(tmp_path / "none"))
     words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", "--model", "trellis"), 3)
     assert "viewmesh weights download trellis" in words
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "places"),
+    [("auto", ["trellis=a", "dinov2=b=c"], {"trellis": "a", "dinov2": "b=c"}),
+     ("trellis", ["a"], {"trellis": "a"}), ("trellis", ["b=c"], {"trellis": "b=c"}),
+     ("reconviagen", ["a", "vggt-object=b=c"], {"reconviagen": "a", "vggt-object": "b=c"})],
+)  # fmt: skip
+def test_folders_of_weights(
+    model: str, given: list[str], places: dict, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(*_: object, weights: dict, **__: object) -> None:
+        raise MissingModel(str(weights))
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b=c"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("viewmesh.reconstruct.reconstruct", run)
+    options = [word for folder in given for word in ("--weights", folder)]
+    words = told(viewmesh("reconstruct", capture, "-o", tmp_path / "out", "--model", model, *options), 3)
+    assert words == f"viewmesh: { {name: Path(folder) for name, folder in places.items()} }\n"
 
 
 def test_out_of_memory_gives_both_figures(tiny: None, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

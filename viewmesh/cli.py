@@ -77,6 +77,26 @@ def options_of(given: dict[str, Any], command: str) -> "Options":
         raise OptionError(f"{name}: {first['msg']}.", hint=f"See viewmesh {command} --help.") from error
 
 
+def places_of(given: list[str], model: str) -> dict[str, Path]:
+    """Folders by weight set, from `SET=DIR`, or `DIR` for the model's own. Raises OptionError naming a wrong one."""
+    from viewmesh.weights.manifest import WEIGHT_SETS
+
+    places = {}
+    for text in given:
+        name, named, folder = text.partition("=")
+        if not named or Path(text).exists():
+            name, folder = model, text
+        if name not in WEIGHT_SETS:
+            raise OptionError(
+                f"weights: {text} names none of the sets {', '.join(WEIGHT_SETS)}.",
+                hint="Write SET=DIR, or name the model, too: --model trellis --weights DIR.",
+            )
+        places[name] = Path(folder).expanduser()
+        if not folder or not places[name].exists():
+            raise OptionError(f"weights: {text} names no folder that is there.")
+    return places
+
+
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets; a second Ctrl-C stops at once."""
@@ -156,7 +176,12 @@ def reconstruct(
     cfg: Annotated[float | None, typer.Option(help="Guidance strength of a generative model.")] = None,
     multiimage_mode: Annotated[str, typer.Option(help="trellis: stochastic or multidiffusion.")] = "stochastic",
     weights: Annotated[
-        Path | None, typer.Option(help="Folder of the generative model's weights, if not the downloaded ones.")
+        list[str] | None,
+        typer.Option(
+            metavar="[SET=]DIR",
+            help="Weights that are not the downloaded ones: of --model, or SET=DIR of trellis, reconviagen, dinov2 or "
+            "vggt-object. May be repeated.",
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a stopped run left off.")] = False,
@@ -171,9 +196,9 @@ def reconstruct(
     }  # fmt: skip
     with errors_as_sentences():
         options = options_of(given, "reconstruct")
+        places = places_of(weights or [], options.model)
         from viewmesh.reconstruct import reconstruct as run
 
-        places = {options.model: weights} if weights else {}
         with interruptible() as stop:
             try:
                 with Bar() as bar:
