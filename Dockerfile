@@ -45,7 +45,7 @@ RUN if [ "${NVDIFFRAST}" = 1 ]; then \
             "git+https://github.com/NVlabs/nvdiffrast@${NVDIFFRAST_REF}"; \
     fi
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE serve_config.yaml ./
 COPY viewmesh viewmesh
 COPY deployments deployments
 COPY serve_app serve_app
@@ -55,7 +55,6 @@ ARG EXTRAS=gpu,postgres,s3
 RUN pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]" boto3
 
 # The config that the image serves by default: the repository's, with keys required.
-COPY serve_config.yaml ./
 RUN mkdir -p /etc/viewmesh \
     && sed 's#^\( *keys_file:\) null#\1 /etc/viewmesh/keys/keys.yaml#' serve_config.yaml > /etc/viewmesh/serve_config.yaml \
     && grep -q 'keys_file: /etc/viewmesh/keys/keys.yaml' /etc/viewmesh/serve_config.yaml \

@@ -19,7 +19,8 @@ from viewmesh import runtime
 from viewmesh.cli import Bar, errors_as_sentences, options_of
 from viewmesh.errors import OptionError, ViewmeshError
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
+# In a checkout a link to the one at the top, which a wheel holds as a file.
+DEFAULT_CONFIG = (Path(__file__).parent / "serve_config.yaml").resolve()
 OBJECT_STORE_BYTES = 512 * 2**20  # jobs pass references, not arrays; Ray's default is a third of the memory
 
 RUN = """

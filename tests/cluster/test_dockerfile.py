@@ -92,6 +92,13 @@ def test_extras_and_copied_files_exist() -> None:
                 assert source in let_in or f"{source}/**" in let_in, f"{source} does not reach the builder"
 
 
+def test_what_is_linked_to_is_copied_before_it_is_installed() -> None:
+    """serve_app/serve_config.yaml is a link; setuptools leaves one out that leads nowhere."""
+    steps = [i.text for i in ALL if i.name in ("COPY", "RUN")]
+    copied = next(n for n, text in enumerate(steps) if "serve_config.yaml" in text.split()[:-1])
+    assert copied < next(n for n, text in enumerate(steps) if '".[' in text)
+
+
 def test_torch_of_the_constraints_is_found() -> None:
     assert re.search(r"^torch==\d+\.\d+\.\d+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 

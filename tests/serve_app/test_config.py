@@ -1,5 +1,6 @@
 """serve_config.yaml: every key is known, and the shipped file fits any machine."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_the_shipped_file_is_clean_and_complete(shipped):
     for entry in application(shipped)["deployments"]:
         wanted = {"max_ongoing_requests", "graceful_shutdown_timeout_s", "health_check_period_s", "ray_actor_options"}
         assert wanted <= set(entry), entry["name"]
+
+
+def test_the_shipped_file_is_in_the_wheel():
+    """`viewmesh serve` finds it beside its code; setuptools takes package data through links, and only patterns."""
+    beside = Path(cli.__file__).parent / FILE.name
+    assert cli.DEFAULT_CONFIG == beside.resolve() == FILE
+    with (FILE.parent / "pyproject.toml").open("rb") as project:
+        shipped = tomllib.load(project)["tool"]["setuptools"]["package-data"]
+    assert beside.name in shipped["serve_app"]
 
 
 def test_the_shipped_arguments_are_the_defaults(shipped):
