@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from viewmesh.weights.manifest import WEIGHT_SETS
+
 
 @pytest.fixture(scope="module")
 def text(cluster: Path) -> str:
@@ -49,6 +51,12 @@ def test_commands_exist(text: str) -> None:
 
     for words in set(re.findall(r"viewmesh ((?:config|weights) \w+)", text)):
         assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
+
+
+def test_downloads_name_a_model_and_lift_what_the_image_forbids(text: str) -> None:
+    told = re.findall(r"([^\n`]*)viewmesh weights download( \w+)?", text)
+    assert len(told) == 2
+    assert all("HF_HUB_OFFLINE=0 " in before and model.strip() in WEIGHT_SETS for before, model in told)
 
 
 def test_it_says_what_was_not_run(text: str) -> None:

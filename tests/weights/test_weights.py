@@ -134,9 +134,13 @@ def test_a_folder_copied_by_hand_works_and_says_that_only_sizes_were_compared():
 def test_offline_is_respected_with_a_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub = FakeHub(CONTENT)
-    with pytest.raises(MissingModel, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(MissingModel, match="HF_HUB_OFFLINE is set") as error:
         download(SMALL, hub)
     assert hub.asked == []
+    assignment, _, command = error.value.hint.partition(" ")
+    assert command == "viewmesh weights download small"
+    monkeypatch.setenv(*assignment.split("="))
+    assert download(SMALL, hub) == weights_root() / "small"
 
 
 def test_a_file_that_the_revision_lacks_is_named():

@@ -65,7 +65,7 @@ def download(weights: WeightSet, hub: Hub | None = None, progress: Progress = si
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise MissingModel(
             f"HF_HUB_OFFLINE is set, and {len(here.missing)} files of {weights.source} are not in {here.folder}.",
-            hint=f"Unset it and run: viewmesh weights download {weights.name}",
+            hint=f"HF_HUB_OFFLINE=0 viewmesh weights download {weights.name}",
         )
     here.folder.mkdir(parents=True, exist_ok=True)
     try:
