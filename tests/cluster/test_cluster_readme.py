@@ -59,5 +59,16 @@ def test_downloads_name_a_model_and_lift_what_the_image_forbids(text: str) -> No
     assert all("HF_HUB_OFFLINE=0 " in before and model.strip() in WEIGHT_SETS for before, model in told)
 
 
+def test_memory_is_what_the_readme_measured(text: str, cluster: Path) -> None:
+    """Of the preset in the row, and of the rasteriser if it names one: of both the larger."""
+    readme = (cluster.parent / "README.md").read_text()
+    rows = re.findall(r"^\| `nvdiffrec` (\w+)(, with nvdiffrast)? \| ([\d.]+) GB", text, re.MULTILINE)
+    assert [preset for preset, *_ in rows] == ["preview", "standard"]
+    for preset, nvdiffrast, told in rows:
+        machine = "one H100, nvdiffrast" if nvdiffrast else "one H100, .*?"
+        measured = re.findall(rf"\| {preset}, {machine} \|.*\| ([\d.]+) GB of GPU", readme)
+        assert float(told) == max(map(float, measured)), preset
+
+
 def test_it_says_what_was_not_run(text: str) -> None:
     assert "not built in CI" in text
