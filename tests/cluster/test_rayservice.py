@@ -1,6 +1,8 @@
 """cluster/rayservice.yaml: KubeRay's own fields, the graph of serve_config.yaml, and what the service relies on."""
 
+import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,29 @@ def test_the_other_serve_config_differs_in_places_and_keys_only(cluster: Path, s
     differing = {key: here.get(key) for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
     assert differing == {k: v for k, v in EDITS.items() if k.startswith(("http_options", "args"))}
     assert configuration.check(config) == []
+
+
+def test_keys_that_people_are_told_of_exist(cluster: Path) -> None:
+    """In comments, alerts and pages."""
+    known = {f"args.{key}" for key in (*AppArgs.model_fields, *flat(AppArgs().model_dump()))}
+    known |= {f"user_config.{key}" for model in configuration.OWN_CONFIG.values() for key in model.model_fields}
+    known |= {f"user_config.{key}" for keys in configuration.WORKER_CONFIG.values() for key in keys}
+    files = [cluster.parent / "serve_config.yaml", cluster.parent / "README.md", *cluster.glob("*.*")]
+    told = {key for file in files for key in re.findall(r"\b(?:args|user_config)(?:\.[a-z_]+)+", file.read_text())}
+    assert {"args.models", "user_config.slots"} <= told <= known
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "cluster/serve_config.yaml", "cluster/rayservice.yaml"])
+def test_what_is_commented_out_passes_the_check_when_it_is_not(
+    name: str, cluster: Path, serve_config: dict[str, Any]
+) -> None:
+    text = (cluster.parent / name).read_text()
+    (block,) = re.findall(r"^ *# - name: Trellis.*\n(?:^ *#.*\n)+", text, re.MULTILINE)
+    (worker,) = yaml.safe_load(re.sub(r"^ *# ?", "", block, flags=re.MULTILINE))
+    (application,) = copy.deepcopy(serve_config)["applications"]
+    application["args"]["models"] = ["nvdiffrec", *worker["user_config"]["models"]]
+    application["deployments"].append(worker)
+    assert configuration.check({"applications": [application]}) == []
 
 
 def test_no_secret_is_in_the_config(graph: dict[str, Any]) -> None:
