@@ -17,7 +17,7 @@ class Seats:
     def __init__(self) -> None:
         self.slots: Callable[[str], int] = lambda model: 0
         self.held: dict[str, str] = {}  # job → model
-        self.waiting: dict[str, list[tuple[str, asyncio.Event]]] = defaultdict(list)  # model → jobs, the oldest first
+        self.waiting: dict[str, list[tuple[float, str, asyncio.Event]]] = defaultdict(list)  # by model, by age
 
     def set(self, slots: Callable[[str], int]) -> None:
         """slots: of a model, how many. Where there are fewer than before, nobody has to get up."""
@@ -25,17 +25,18 @@ class Seats:
         for model in self.waiting:
             self._fill(model)
 
-    async def take(self, job_id: str, model: str) -> None:
-        """Returns once the job has a seat of the model: of those that wait the oldest is next. A seat of another model
-        is left."""
+    async def take(self, job_id: str, model: str, created: float) -> None:
+        """Returns once the job has a seat of the model: of those that wait the oldest is next, by when they were
+        accepted (`created`, seconds since 1970). A seat of another model is left."""
         if self.held.get(job_id) == model:
             return
         self.leave(job_id)
-        place = (job_id, asyncio.Event())
-        insort(self.waiting[model], place, key=lambda other: other[0])
+        given = asyncio.Event()
+        place = (created, job_id, given)
+        insort(self.waiting[model], place, key=lambda other: other[:2])
         self._fill(model)
         try:
-            await place[1].wait()
+            await given.wait()
         except asyncio.CancelledError:
             if place in self.waiting[model]:
                 self.waiting[model].remove(place)
@@ -49,6 +50,6 @@ class Seats:
     def _fill(self, model: str) -> None:
         waiting = self.waiting[model]
         while waiting and sum(held == model for held in self.held.values()) < self.slots(model):
-            job_id, given = waiting.pop(0)
+            _, job_id, given = waiting.pop(0)
             self.held[job_id] = model
             given.set()

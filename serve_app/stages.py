@@ -88,12 +88,12 @@ class Calls:
     async def begin(self, job_id: str) -> Json:
         row = await self._database(self.store.get, job_id)
         if row is not None and row["kind"] != "export":
-            await self.seats.take(job_id, row["model"])
+            await self._take_seat(row, row["model"])
         row = await self._database(self.store.start, job_id)
         if row is None:
             return {}
         kind = "export" if row["kind"] == "export" else MODELS[row["model"]].kind
-        keys = ("id", "model", "options", "inputs", "result")
+        keys = ("id", "created", "model", "options", "inputs", "result")
         return {**{key: row[key] for key in keys}, "kind_of_model": kind}
 
     async def prepare(self, job: Json) -> Json:
@@ -112,7 +112,7 @@ class Calls:
         return {**await self._prepare({**job, **changed}), "job": changed}
 
     async def _prepare(self, job: Json) -> Json:
-        await self.seats.take(job["id"], job["model"])
+        await self._take_seat(job, job["model"])
         call = {"job_id": job["id"], "options": job["options"], "inputs": job["inputs"]}
         return await self._call(job, "prepare", self.preprocessor, "prepare", call)
 
@@ -121,7 +121,7 @@ class Calls:
         return bool(facts.get("chosen_because")) and job["model"] == "nvdiffrec" and "trellis" in self.models
 
     async def generate(self, job: Json, views: Json) -> Json:
-        await self.seats.take(job["id"], job["model"])
+        await self._take_seat(job, job["model"])
         call = {"job_id": job["id"], "options": job["options"], "views": views}
         return await self._call(job, "generate", self.models[job["model"]], "generate", call)
 
@@ -142,7 +142,7 @@ class Calls:
             "initial": initial,
             "smaller": smaller,
         }
-        await self.seats.take(job["id"], "nvdiffrec")
+        await self._take_seat(job, "nvdiffrec")
         made = await self._call(job, "optimise", self.models["nvdiffrec"], "slice", call)
         if "failed" not in made:
             if made.get("resumed"):
@@ -163,7 +163,7 @@ class Calls:
             "initial": initial,
             "smaller": smaller,
         }
-        await self.seats.take(job["id"], "nvdiffrec")
+        await self._take_seat(job, "nvdiffrec")
         return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)
 
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
@@ -202,6 +202,10 @@ class Calls:
 
     async def drop_checkpoint(self, job: Json, checkpoint: Json) -> None:
         await self._tidy(checkpoint["key"].rsplit("/", 1)[0])
+
+    async def _take_seat(self, job: Json, model: str) -> None:
+        # What an earlier version began does not say when it was accepted: it is older than all that wait.
+        await self.seats.take(job["id"], model, job.get("created", 0.0))
 
     def _expires(self) -> float | None:
         return None if self.retention_s is None else time.time() + self.retention_s

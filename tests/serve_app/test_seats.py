@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 from in_process import running_service
 
+from serve_app.jobs import JobStore, NewJob, id_of_key
 from serve_app.seats import Seats
+from serve_app.stages import Calls
 
 
 def of(count: int) -> Seats:
@@ -18,8 +21,8 @@ async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
     seats, got = of(2), []
 
     async def job(name: str) -> None:
-        await seats.take(name, "a")
-        await seats.take(name, "a")  # asking again changes nothing
+        await seats.take(name, "a", ord(name))
+        await seats.take(name, "a", ord(name))  # asking again changes nothing
         got.append(name)
 
     asking = {name: asyncio.create_task(job(name)) for name in "wvzyx"}
@@ -38,10 +41,30 @@ async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
     assert set(seats.held) == {"x", "z"}
 
 
+async def test_the_oldest_is_who_was_accepted_first_whatever_its_id_and_whoever_asks_first(tmp_path):
+    nothing: Any = None
+    store, seats = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite"), Seats()
+    store.create()
+    calls = Calls(store, nothing, nothing, nothing, {}, seats, None, nothing)
+    ids = [id_of_key("ann", f"key-{i}") for i in range(8)]
+    assert ids != sorted(ids)
+    for job_id in ids:
+        store.accept(NewJob(job_id, "ann", "reconstruction", "nvdiffrec", {}, {}, "h"), lambda *args: None)
+    asking = [asyncio.create_task(calls.begin(job_id)) for job_id in reversed(ids)]  # as a new Conductor goes on
+    while len(seats.waiting["nvdiffrec"]) < len(ids):
+        await asyncio.sleep(0.01)
+    seats.set(lambda model: 1)
+    for job_id in ids:
+        assert set(seats.held) == {job_id}
+        seats.leave(job_id)
+    await asyncio.gather(*asking)
+    store.close()
+
+
 async def test_a_seat_given_to_a_job_that_is_cancelled_at_that_moment_goes_to_the_next():
     seats = of(1)
-    await seats.take("u", "a")
-    asking = [asyncio.create_task(seats.take(name, "a")) for name in "vw"]
+    await seats.take("u", "a", 0)
+    asking = [asyncio.create_task(seats.take(name, "a", ord(name))) for name in "vw"]
     await asyncio.sleep(0)
     seats.leave("u")  # v has it, and does not know yet
     asking[0].cancel()
@@ -51,7 +74,7 @@ async def test_a_seat_given_to_a_job_that_is_cancelled_at_that_moment_goes_to_th
 
 async def test_more_seats_are_taken_at_once_and_fewer_as_they_are_left():
     seats = Seats()
-    asking = [asyncio.create_task(seats.take(name, "a")) for name in "uvw"]
+    asking = [asyncio.create_task(seats.take(name, "a", ord(name))) for name in "uvw"]
     await asyncio.sleep(0.01)
     assert seats.held == {}
     seats.set(lambda model: 2)
@@ -66,9 +89,9 @@ async def test_more_seats_are_taken_at_once_and_fewer_as_they_are_left():
 
 async def test_a_job_that_goes_on_with_another_model_leaves_its_seat():
     seats = of(1)
-    await seats.take("u", "trellis")
-    await seats.take("u", "nvdiffrec")
-    await asyncio.wait_for(seats.take("v", "trellis"), 1)
+    await seats.take("u", "trellis", 0)
+    await seats.take("u", "nvdiffrec", 0)
+    await asyncio.wait_for(seats.take("v", "trellis", 1), 1)
     assert seats.held == {"u": "nvdiffrec", "v": "trellis"}
 
 
