@@ -305,8 +305,12 @@ class JobStore:
             return self._end(connection, job_id, "failed", {"error": error}, expires)
 
     def cancel(self, job_id: str, expires: float | None) -> bool:
+        """Whether the job is cancelled, now or before."""
         with self.engine.begin() as connection:
-            return self._end(connection, job_id, "cancelled", {}, expires)
+            if self._end(connection, job_id, "cancelled", {}, expires):
+                return True
+            row = _one(connection, sa.select(jobs.c.state).where(jobs.c.id == job_id))
+            return row is not None and row["state"] == "cancelled"
 
     def _end(
         self, connection: sa.Connection, job_id: str, state: str, values: dict[str, Any], expires: float | None

@@ -106,10 +106,9 @@ async def show(job_id: JobId, s: Serving, by: By) -> Response:
     "/{job_id}/cancel", status_code=202, response_model=ReconstructionView, summary="Cancel, also while it runs"
 )
 async def cancel(job_id: JobId, s: Serving, by: By) -> Response:
+    await _view(s, by, job_id)
+    await _cancel(s, job_id)
     view = await _view(s, by, job_id)
-    if view.state not in TERMINAL:
-        await _cancel(s, job_id)
-        view = await _view(s, by, job_id)
     if view.state in ("succeeded", "failed"):
         raise ProblemError(
             409, "already_over", f"The job has {view.state} already.", hint="DELETE it to remove its data."
@@ -119,9 +118,8 @@ async def cancel(job_id: JobId, s: Serving, by: By) -> Response:
 
 @jobs_api.delete("/{job_id}", status_code=204, response_class=Response, summary="Delete it and all its data")
 async def delete(job_id: JobId, s: Serving, by: By) -> Response:
-    view = await _view(s, by, job_id)
-    if view.state not in TERMINAL:
-        await _cancel(s, job_id)
+    await _view(s, by, job_id)
+    await _cancel(s, job_id)
     await asyncio.to_thread(forget, s.store, s.workflows, s.artifacts, job_id, by.owner)
     return Response(status_code=204)
 
@@ -291,7 +289,8 @@ async def _view(s: Any, by: Caller, job_id: str) -> ReconstructionView:
 
 async def _cancel(s: Any, job_id: str) -> None:
     """The row first, which no worker can undo; then the workflow; then, to be quick about it, the running call. The
-    answer waits for none of those who work: the job is over, they stop when they can."""
+    answer waits for none of those who work: the job is over, they stop when they can. What half failed before is done
+    again: of a row that is cancelled already, the workflow may still run."""
     expires = None if s.args.retention_s is None else time.time() + s.args.retention_s
     if not await asyncio.to_thread(s.store.cancel, job_id, expires):
         return

@@ -226,6 +226,8 @@ class Calls:
         log, started = log_of(job["id"]), time.monotonic()
         losses, device_losses, pause = 0, 0, 0.5
         while True:
+            if not await self._wanted(job["id"]):
+                return _failed("cancelled", "The job was cancelled.")
             try:
                 message, progressed = await self._once(job, stage, handle, method, call)
             except LOST as error:
@@ -268,8 +270,6 @@ class Calls:
                     device_losses += message.code == "device_lost"
                     if device_losses >= MAX_DEVICE_LOSSES or losses >= MAX_LOSSES:
                         return {"failed": message.json()}
-            if not await self._wanted(job["id"]):
-                return _failed("cancelled", "The job was cancelled.")
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 1.6)
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from in_process import Running, views
+from sqlalchemy.exc import OperationalError
 
 from serve_app import ingress
 
@@ -81,13 +82,22 @@ async def test_last_event_id_replays_exactly_what_came_after_it(running: Running
     assert over.status_code == 204
 
 
-async def test_a_cancelled_job_stops_working(running: Running, tmp_path):
+def away(*args):
+    raise OperationalError("SELECT", {}, OSError("no"))
+
+
+async def test_a_cancelled_job_stops_working_also_where_the_first_try_half_failed(
+    running: Running, tmp_path, monkeypatch
+):
     answer = await running.submit(wait=None, optimise_s=60, steps=600, scratch=str(tmp_path))
     job_id = answer.json()["id"]
     for _ in range(100):
         if (tmp_path / "step").exists():
             break
         await asyncio.sleep(0.05)
+    with monkeypatch.context() as broken:
+        broken.setattr(running.service.workflows, "cancel", away)
+        assert (await running.http.post(f"/v1/reconstructions/{job_id}/cancel")).status_code == 503
     cancelled = await running.http.post(f"/v1/reconstructions/{job_id}/cancel")
     assert cancelled.status_code == 202
     assert cancelled.json()["state"] == "cancelled"
@@ -369,11 +379,6 @@ async def test_a_job_of_fifty_views_keeps_their_names(running: Running):
 
 
 async def test_a_database_that_is_away_is_a_503_that_says_so(running: Running, monkeypatch):
-    from sqlalchemy.exc import OperationalError
-
-    def away(*args):
-        raise OperationalError("SELECT", {}, OSError("no"))
-
     monkeypatch.setattr(running.service.store, "view", away)
     answer = await running.http.get("/v1/reconstructions/some")
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
