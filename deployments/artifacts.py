@@ -34,6 +34,10 @@ class StoreError(ViewmeshError):
     code = "store_unavailable"
 
 
+class Missing(StoreError):
+    """There is no such file in the artifact store."""
+
+
 class StoreFull(StoreError):
     """The artifact store, or the disk for temporary files, has no room."""
 
@@ -243,6 +247,7 @@ def _explained(what: str) -> Iterator[None]:
             raise StoreFull(
                 f"Could not {what}: no space left.", hint="Free disk space or shorten retention."
             ) from error
-        raise StoreError(f"Could not {what}: {error.strerror or error}.") from error
+        kind = Missing if isinstance(error, FileNotFoundError) else StoreError
+        raise kind(f"Could not {what}: {error.strerror or error}.") from error
     except Exception as error:  # botocore and others have trees of their own
         raise StoreError(f"Could not {what}: {type(error).__name__}: {error}") from error

@@ -21,7 +21,7 @@ from ray import serve
 from deployments.artifacts import ArtifactStore, StoreError
 from serve_app import workflow
 from serve_app.auth import KeyRing
-from serve_app.durable import DELIVERIES, EXPORTS, Runner, Workflows, queue_of, sleep, step
+from serve_app.durable import DELIVERIES, EXPORTS, STOPPED, Runner, Workflows, queue_of, sleep, step
 from serve_app.jobs import ACTIVE, JobStore
 from serve_app.lease import Lease
 from serve_app.models import MODELS
@@ -175,12 +175,16 @@ class Conductor:
     async def _guarded(self, run: Any, job_id: str) -> None:
         try:
             await run(step, self.calls, job_id)
+        except STOPPED:  # it takes no further step, which could tidy up
+            if not self.lease.lost:
+                await self.calls.tidy_unwanted(job_id)
+            raise
         except Exception:
             if self.lease.lost:
                 raise  # whoever has it now goes on with the job
             row = await asyncio.to_thread(self.store.get, job_id)
             if row is None or row["state"] not in ACTIVE:
-                raise  # cancelled or deleted: DBOS says so by an exception of its own
+                raise  # cancelled or deleted meanwhile
             log.exception(f"the workflow of {job_id} failed")
             await self.calls.fail(
                 job_id,

@@ -20,6 +20,7 @@ EXECUTOR = "conductor"  # fixed: a restarted Conductor takes over what the last 
 DELIVERIES = "webhooks"
 EXPORTS = "export"
 CANCELLED = (dbos_error.DBOSAwaitedWorkflowCancelledError, dbos_error.DBOSWorkflowCancelledError)
+STOPPED = (*CANCELLED, dbos_error.DBOSWorkflowConflictIDError)  # cancelled, deleted, or another process has it
 OVER = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import Request
 
-from deployments.artifacts import ArtifactStore
+from deployments.artifacts import ArtifactStore, Missing
 from serve_app.problems import ProblemError
 
 BLOCK = 256 * 1024
@@ -18,7 +18,7 @@ RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 async def file_response(
     request: Request, store: ArtifactStore, row: dict[str, Any], headers: Mapping[str, str] | None = None
 ) -> Response:
-    """200, 206 or 304; raises ProblemError 416. `row` is one of the job store's artifacts."""
+    """200, 206 or 304; raises ProblemError 404 and 416, StoreError. `row` is one of the job store's artifacts."""
     size, etag = row["size"], f'"{row["sha256"]}"'
     head = {
         **(headers or {}),
@@ -34,7 +34,12 @@ async def file_response(
     part = _part(request, size, etag)
     start, end = part or (0, size)
     blocks = store.read(row["key"], start, end, BLOCK)
-    first = await asyncio.to_thread(next, blocks, b"")  # before the headers: a store that is away is a 503
+    try:
+        first = await asyncio.to_thread(next, blocks, b"")  # before the headers: a store that is away is a 503
+    except Missing as error:
+        raise ProblemError(
+            404, "not_found", f"The file {row['name']!r} is gone.", hint="The job's status lists those that are there."
+        ) from error
     head["Content-Length"] = str(end - start)
     if part is not None:
         head["Content-Range"] = f"bytes {start}-{end - 1}/{size}"

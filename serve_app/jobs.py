@@ -324,6 +324,8 @@ class JobStore:
             {"state": state},
         )
         if changed:
+            if state != "succeeded":  # its files are removed, so that the preview's would not be found
+                connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id))
             row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id))
             assert row is not None
             done: dict[str, Any] = {"state": state}

@@ -200,6 +200,12 @@ class Calls:
         await self._tidy(f"jobs/{job_id}")
         return {}
 
+    async def tidy_unwanted(self, job_id: str) -> None:
+        """Removes the files of a job that was cancelled or deleted. What a worker still writes is left to the sweep."""
+        row = await self._database(self.store.get, job_id)
+        if row is None or row["state"] == "cancelled":
+            await self._tidy(f"jobs/{job_id}")
+
     async def drop_checkpoint(self, job: Json, checkpoint: Json) -> None:
         await self._tidy(checkpoint["key"].rsplit("/", 1)[0])
 

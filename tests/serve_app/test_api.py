@@ -105,6 +105,8 @@ async def test_a_cancelled_job_stops_working_also_where_the_first_try_half_faile
     before = (tmp_path / "step").read_text()
     await asyncio.sleep(0.5)
     assert (tmp_path / "step").read_text() == before
+    while running.service.artifacts.exists(f"jobs/{job_id}"):
+        await asyncio.sleep(0.05)
     assert (await running.events(job_id))[-1][1:] == ("done", {"state": "cancelled"})
     again = await running.http.post(f"/v1/reconstructions/{job_id}/cancel")
     assert again.status_code == 202
@@ -189,7 +191,7 @@ async def test_an_export_needs_a_finished_reconstruction(running: Running):
 )
 async def test_each_failure_has_its_own_code(running: Running, code: str, at: str):
     job = (await running.submit(fail=code, at=at)).json()
-    assert (job["state"], job["error"]["code"]) == ("failed", code)
+    assert (job["state"], job["error"]["code"], job["artifacts"]) == ("failed", code, [])
     assert job["error"]["hint"] or code in ("invalid_input", "invalid_mesh")
     assert "secret" not in json.dumps(job)
     done = (await running.events(job["id"]))[-1][2]
@@ -256,6 +258,8 @@ async def test_ranges_and_etags(running: Running):
     assert (await get(url, headers={"range": "bytes=0-3", "if-range": '"other"'})).status_code == 200
     assert (await get(url, headers={"if-none-match": whole.headers["etag"]})).status_code == 304
     assert (await get(url.replace("mesh.glb", "..%2F..%2Fjobs.sqlite"))).status_code == 404
+    running.service.artifacts.remove(running.service.store.artifact(job["id"], "mesh.glb")["key"])
+    assert ((gone := await get(url)).status_code, gone.json()["code"]) == (404, "not_found")
 
 
 async def test_models_say_what_is_ready_and_the_command_that_helps(running: Running):

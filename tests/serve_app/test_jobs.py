@@ -189,6 +189,7 @@ class Jobs(RuleBasedStateMachine):
             if ends:
                 assert events[-1] == ends[0]
             assert bool(self.store.artifact(job, "mesh.glb")) == (row["state"] == "succeeded")
+            assert not self.store.artifact(job, "preview.png") or row["state"] == "running"
 
     def teardown(self):
         self.store.close()
