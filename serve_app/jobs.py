@@ -382,8 +382,10 @@ class JobStore:
                     remove_input(key)
             return ids
 
-    def expired(self, now: float, limit: int = 100) -> list[str]:
-        query = sa.select(jobs.c.id).where(jobs.c.expires < now, jobs.c.state.in_(TERMINAL)).limit(limit)
+    def expired(self, now: float, after: str = "", limit: int = 100) -> list[str]:
+        """Jobs whose time is over, by id, from the one that comes next after `after`."""
+        over = (jobs.c.expires < now, jobs.c.state.in_(TERMINAL), jobs.c.id > after)
+        query = sa.select(jobs.c.id).where(*over).order_by(jobs.c.id).limit(limit)
         with self.engine.connect() as connection:
             return [row.id for row in connection.execute(query)]
 
@@ -392,16 +394,29 @@ class JobStore:
         with self.engine.connect() as connection:
             return [row.id for row in connection.execute(query)]
 
-    def known(self, job_ids: list[str]) -> set[str]:
-        with self.engine.connect() as connection:
-            return {row.id for row in connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids)))}
+    def with_files(self, job_ids: list[str]) -> set[str]:
+        """Those among these that have files or may get some: not the ones that failed or were cancelled."""
+        return self._among(job_ids, jobs.c.id, jobs.c.state.in_((*ACTIVE, "succeeded")))
 
     def drop_unused_inputs(self, keys: list[str], remove_input: Callable[[str], None]) -> None:
+        used = self._among(keys, inputs.c.key)  # before the lock, which keeps new jobs waiting
+        unused = [key for key in keys if key not in used]
+        if not unused:
+            return
         with self.engine.begin() as connection:
             lock_inputs(connection)
-            for key in keys:
+            for key in unused:
                 if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
                     remove_input(key)
+
+    def _among(self, values: list[str], column: sa.Column[str], *where: Any) -> set[str]:
+        """Which of these values the column has: asked in parts, as databases take only so many parameters."""
+        found: set[str] = set()
+        with self.engine.connect() as connection:
+            for start in range(0, len(values), 500):
+                these = column.in_(values[start : start + 500])
+                found.update(connection.execute(sa.select(column).where(these, *where)).scalars())
+        return found
 
     # --- figures ---------------------------------------------------------------------------------------------------
 
