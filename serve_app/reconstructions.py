@@ -177,7 +177,7 @@ async def events(job_id: JobId, request: Request, s: Serving, by: By) -> Respons
     if row is None:
         raise _unknown(job_id)
     last = request.headers.get("last-event-id", "") or request.query_params.get("last_event_id", "")
-    after = int(last) if last.isdecimal() and len(last) < 10 else 0
+    after = min(int(last), row["seq"]) if last.isdecimal() and len(last) < 10 else 0
     if row["state"] in TERMINAL and after >= row["seq"]:
         return Response(status_code=204)  # tells an EventSource not to come back
 

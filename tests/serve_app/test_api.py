@@ -82,6 +82,15 @@ async def test_last_event_id_replays_exactly_what_came_after_it(running: Running
     assert over.status_code == 204
 
 
+async def test_a_last_event_id_that_is_not_there_yet_hides_no_end(running: Running):
+    job = (await running.submit(wait=None, optimise_s=60)).json()
+    listening = asyncio.create_task(running.events(job["id"], after=99_999))
+    while job["id"] not in running.service.hub.watches:
+        await asyncio.sleep(0.01)
+    await running.http.post(f"/v1/reconstructions/{job['id']}/cancel")
+    assert (await asyncio.wait_for(listening, 20))[-1][1:] == ("done", {"state": "cancelled"})
+
+
 def away(*args):
     raise OperationalError("SELECT", {}, OSError("no"))
 
