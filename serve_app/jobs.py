@@ -195,6 +195,11 @@ class JobStore:
         with self.engine.connect() as connection:
             return _all(connection, query.order_by(events.c.seq).limit(limit))
 
+    def family(self, job_id: str) -> list[str]:
+        """The ids of a job and of its exports."""
+        with self.engine.connect() as connection:
+            return _family(connection, job_id)
+
     def heads(self, job_ids: Iterable[str]) -> dict[str, int]:
         """How many events each of these jobs has; jobs that are gone are left out."""
         query = sa.select(jobs.c.id, jobs.c.seq).where(jobs.c.id.in_(list(job_ids)))
@@ -371,8 +376,7 @@ class JobStore:
             where = jobs.c.id == job_id if owner is None else sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
             if _one(connection, sa.select(jobs.c.id).where(where)) is None:
                 return None
-            family = sa.select(jobs.c.id).where((jobs.c.id == job_id) | (jobs.c.parent == job_id))
-            ids = [row.id for row in connection.execute(family)]
+            ids = _family(connection, job_id)
             keys = {row.key for row in connection.execute(sa.select(inputs.c.key).where(inputs.c.job_id.in_(ids)))}
             for table in (events, artifacts, inputs):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
@@ -383,9 +387,12 @@ class JobStore:
             return ids
 
     def expired(self, now: float, after: str = "", limit: int = 100) -> list[str]:
-        """Jobs whose time is over, by id, from the one that comes next after `after`."""
+        """Jobs whose time is over and that of their exports, by id, from the one that comes next after `after`."""
         over = (jobs.c.expires < now, jobs.c.state.in_(TERMINAL), jobs.c.id > after)
-        query = sa.select(jobs.c.id).where(*over).order_by(jobs.c.id).limit(limit)
+        exports = jobs.alias()
+        kept = exports.c.expires.is_(None) | (exports.c.expires >= now)  # a job that is not over has no time yet
+        needed = sa.exists().where(exports.c.parent == jobs.c.id, kept)
+        query = sa.select(jobs.c.id).where(*over, ~needed).order_by(jobs.c.id).limit(limit)
         with self.engine.connect() as connection:
             return [row.id for row in connection.execute(query)]
 
@@ -447,6 +454,11 @@ def _add_tally(connection: sa.Connection, name: str, label: str, value: float) -
             "ON CONFLICT (name, label) DO UPDATE SET value = viewmesh_tallies.value + excluded.value"
         )
         connection.execute(insert, {"name": name, "label": label, "value": value})
+
+
+def _family(connection: sa.Connection, job_id: str) -> list[str]:
+    query = sa.select(jobs.c.id).where((jobs.c.id == job_id) | (jobs.c.parent == job_id))
+    return [row.id for row in connection.execute(query)]
 
 
 def _one(connection: sa.Connection, query: Any) -> Row | None:

@@ -33,6 +33,7 @@ from serve_app.schemas import (
 )
 from serve_app.uploads import Reader
 from serve_app.views import reconstruction_view
+from viewmesh.options import Options
 
 log = logging.getLogger("ray.serve")
 DAY_S = 86400.0
@@ -47,9 +48,7 @@ jobs_api = APIRouter(prefix="/v1/reconstructions", tags=["reconstructions"], res
     "", status_code=202, response_model=ReconstructionView, openapi_extra=UPLOAD, summary="Reconstruct an object"
 )
 async def create(request: Request, s: Serving, by: By) -> Response:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not KEY.fullmatch(key):
-        raise ProblemError(400, "bad_idempotency_key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    key = _key_of(request)
     wait_s = _wait_of(request, s)
     await _check_upload_quota(s, by, int(request.headers.get("content-length") or 0))
     upload = await Reader(s.config.limits, s.artifacts, s.args.outbound).read(request)
@@ -119,7 +118,8 @@ async def cancel(job_id: JobId, s: Serving, by: By) -> Response:
 @jobs_api.delete("/{job_id}", status_code=204, response_class=Response, summary="Delete it and all its data")
 async def delete(job_id: JobId, s: Serving, by: By) -> Response:
     await _view(s, by, job_id)
-    await _cancel(s, job_id)
+    family = await asyncio.to_thread(s.store.family, job_id)
+    await asyncio.gather(*(_cancel(s, member) for member in family))
     await asyncio.to_thread(forget, s.store, s.workflows, s.artifacts, job_id, by.owner)
     return Response(status_code=204)
 
@@ -140,14 +140,16 @@ async def export(job_id: JobId, body: ExportRequest, request: Request, s: Servin
         )
     if body.webhook_url:
         _check_webhook(s, by, body.webhook_url)
+    key = _key_of(request)
+    Options(formats=tuple(body.formats)).for_model(row["model"])  # refuses what that model cannot make
     options = dict(row["options"])
     options["formats"] = list(dict.fromkeys(body.formats))
     smaller = {
         name: getattr(body, name) for name in ("target_faces", "texture_size") if getattr(body, name) is not None
     }
     options.update(smaller)
-    source = {**row["result"], "facts": {**row["result"]["facts"], "reexport": smaller}}
-    key = request.headers.get("idempotency-key")
+    facts = row["result"]["facts"]  # of an export, with what it was made smaller by
+    source = {**row["result"], "facts": {**facts, "reexport": {**facts.get("reexport", {}), **smaller}}}
     job = NewJob(
         id=id_of_key(by.owner, f"{job_id}\n{key}") if key else new_id(),
         owner=by.owner,
@@ -155,7 +157,7 @@ async def export(job_id: JobId, body: ExportRequest, request: Request, s: Servin
         model=row["model"],
         options=options,
         inputs={},
-        request_hash=_hash({**options, "of": job_id}),
+        request_hash=_hash({**options, "of": job_id, "webhook": body.webhook_url}),
         parent=row["parent"] or row["id"],
         webhook=body.webhook_url,
         result=source,
@@ -316,6 +318,13 @@ async def _check_upload_quota(s: Any, by: Caller, length: int) -> None:
     used = await asyncio.to_thread(s.store.uploaded_since, by.owner, time.time() - DAY_S)
     if used + length > by.upload_bytes_per_day:
         raise ProblemError(429, "upload_quota", "Your uploads of the last 24 hours are used up.", retry_after_s=3600)
+
+
+def _key_of(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not KEY.fullmatch(key):
+        raise ProblemError(400, "bad_idempotency_key", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return key
 
 
 def _check_webhook(s: Any, by: Caller, url: str) -> None:

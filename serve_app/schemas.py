@@ -62,7 +62,7 @@ class ReconstructionView(BaseModel):
     created_at: str
     started_at: str | None = None
     finished_at: str | None = None
-    expires_at: str | None = Field(None, description="When its data will be deleted.")
+    expires_at: str | None = Field(None, description="When its data will be deleted; not before its exports'.")
     options: dict[str, Any]
     artifacts: list[ArtifactView] = []
     report: dict[str, Any] | None = None

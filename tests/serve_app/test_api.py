@@ -9,6 +9,7 @@ from in_process import Running, views
 from sqlalchemy.exc import OperationalError
 
 from serve_app import ingress
+from serve_app.jobs import NewJob, new_id
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("stores")]
 
@@ -178,12 +179,45 @@ async def test_an_export_runs_no_model(running: Running, tmp_path):
     assert export["options"]["target_faces"] == 500
     assert "mesh.ply" in {a["name"] for a in export["artifacts"]}
     assert (tmp_path / "step").read_text() == steps
+    again = await running.http.post(
+        f"/v1/reconstructions/{export['id']}/exports",
+        json={"formats": ["stl"], "texture_size": 256},
+        headers={"prefer": "wait=20"},
+    )
+    assert again.json()["parent"] == job["id"]
+    assert again.json()["report"]["reexport"] == {"target_faces": 500, "texture_size": 256}
 
 
 async def test_an_export_needs_a_finished_reconstruction(running: Running):
     job = (await running.submit(fail="empty_reconstruction")).json()
     answer = await running.http.post(f"/v1/reconstructions/{job['id']}/exports", json={"formats": ["ply"]})
     assert (answer.status_code, answer.json()["code"]) == (409, "not_finished")
+
+
+async def test_an_export_is_refused_where_a_reconstruction_is(running: Running, monkeypatch):
+    monkeypatch.setattr(running.service.args.outbound, "webhook_secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    url = f"/v1/reconstructions/{(await running.submit()).json()['id']}/exports"
+    cases = [
+        ({"formats": ["ply"]}, "one", 202, None),
+        ({"formats": ["ply"]}, "one", 202, None),
+        ({"formats": ["ply"], "webhook_url": "https://example.com/hook"}, "one", 422, "idempotency_key_reused"),
+        ({"formats": ["gaussian_ply"]}, "two", 422, "invalid_option"),
+        ({"formats": ["ply"]}, "a b", 400, "bad_idempotency_key"),
+    ]
+    for body, key, status, code in cases:
+        answer = await running.http.post(url, json=body, headers={"idempotency-key": key})
+        assert (answer.status_code, answer.json().get("code")) == (status, code), body
+
+
+async def test_deleting_a_reconstruction_stops_its_exports(running: Running, monkeypatch):
+    job = (await running.submit()).json()
+    export = NewJob(new_id(), "anonymous", "export", "nvdiffrec", {}, {}, "h", parent=job["id"])
+    running.service.store.accept(export, lambda *args: None)
+    told = []
+    monkeypatch.setattr(running.service.workflows, "cancel", told.append)
+    assert (await running.http.delete(f"/v1/reconstructions/{job['id']}")).status_code == 204
+    assert told == [export.id]
+    assert running.service.store.get(export.id) is None
 
 
 @pytest.mark.parametrize(
@@ -429,7 +463,6 @@ async def test_a_job_whose_workflow_ended_in_silence_is_ended(running: Running):
 
     from serve_app.conductor import Conductor
     from serve_app.database import jobs
-    from serve_app.jobs import NewJob, new_id
 
     store = running.service.store
     job = NewJob(new_id(), "anonymous", "reconstruction", "nvdiffrec", {}, {}, "h")

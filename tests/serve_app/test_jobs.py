@@ -104,6 +104,19 @@ def test_exports_go_with_their_reconstruction(store):
     assert store.get(child.id) is None
 
 
+def test_a_reconstruction_stays_as_long_as_its_exports(store):
+    parent = new_job()
+    child = NewJob(new_id(), "ann", "export", "nvdiffrec", {}, {}, "h", parent=parent.id)
+    for job, expires in ((parent, 1.0), (child, 5.0)):
+        accept(store, job)
+        assert store.expired(2.0) == []  # nor while the export waits
+        store.start(job.id)
+        store.succeed(job.id, [], {}, expires)
+    assert store.expired(2.0) == []
+    assert set(store.expired(6.0)) == {parent.id, child.id}
+    assert store.expired(6.0, after=max(parent.id, child.id)) == []
+
+
 def test_progress_never_goes_back_and_repeats_are_silent(store):
     job = new_job()
     accept(store, job)
