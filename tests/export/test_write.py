@@ -15,7 +15,7 @@ from viewmesh.errors import InputError, InvalidMesh, OptionError
 from viewmesh.export import files as files_module
 from viewmesh.export import preview
 from viewmesh.export.files import WriteError, write_whole
-from viewmesh.export.hdr import read_hdr
+from viewmesh.export.hdr import read_environment
 from viewmesh.export.images import straight_uint8
 from viewmesh.export.metrics import chamfer, psnr
 from viewmesh.export.report import Report, measure
@@ -27,6 +27,7 @@ from viewmesh.geometry.clean import is_watertight
 from viewmesh.geometry.mesh import TexturedMesh
 from viewmesh.geometry.meshfile import load_previews, save_mesh
 from viewmesh.render.draw import draw, draw_depth
+from viewmesh.render.light import latlong_directions
 from viewmesh.views.viewset import ViewSet
 
 
@@ -62,7 +63,7 @@ def test_a_whole_export(tmp_path, monkeypatch):
     assert report.quality.psnr_db > 30  # its own renders
     assert report.quality.mask_iou is not None
     assert report.quality.mask_iou > 0.97
-    assert torch.allclose(read_hdr((tmp_path / "environment.hdr").read_bytes()), mesh.environment, atol=0.02)
+    assert torch.allclose(read_environment((tmp_path / "environment.hdr").read_bytes()), mesh.environment, atol=0.02)
     picture = np.asarray(Image.open(tmp_path / "thumbnail.png"))
     assert picture.shape[2] == 4
     assert 0.3 < (picture[..., 3] > 127).mean() < 0.8
@@ -187,7 +188,7 @@ def test_reexport_keeps_shape_and_looks():
 
 
 def test_a_result_is_drawn_again_from_the_inputs_cameras(tmp_path):
-    mesh = textured_ball()
+    mesh = replace(textured_ball(), environment=latlong_directions(8) + 1)  # another light from every side
     result = result_of(mesh)
     export(result, tmp_path / "out", ("glb",), pictures=False)
     cameras = canonical6(48, 48)
@@ -202,6 +203,9 @@ def test_a_result_is_drawn_again_from_the_inputs_cameras(tmp_path):
     direct, depth = draw(mesh, cameras, mesh.environment), draw_depth(mesh.mesh, cameras)
     image = np.asarray(Image.open(tmp_path / "again" / "view_003.png")).astype(int)
     assert np.abs(image - straight_uint8(direct[3]))[image[..., 3] == 255].mean() < 2
+    lit = {"environment": tmp_path / "out" / "environment.hdr"}
+    rerender(tmp_path / "out", tmp_path / "transforms.json", tmp_path / "lit", **lit)
+    assert np.abs(np.asarray(Image.open(tmp_path / "lit" / "view_003.png")).astype(int) - image).mean() < 0.5
     unit = json.loads((tmp_path / "again" / "depth.json").read_text())["depth_unit_scale"]
     read = cv2.imread(str(tmp_path / "again" / "depth_003.png"), cv2.IMREAD_UNCHANGED) * unit
     assert np.abs(read - 3 * depth[3].numpy()).max() < 0.05

@@ -1,4 +1,8 @@
-"""Radiance .hdr pictures (RGBE, Ward 1991), written flat, read flat or run-length encoded."""
+"""Radiance .hdr pictures (RGBE, Ward 1991), written flat, read flat or run-length encoded; and environments as such.
+
+A TexturedMesh's environment begins at -z. In a file the middle column is +x, with +z a quarter of the width to its
+right: u = atan2(d.z, d.x) / 2π + 1/2, as three.js reads it, and Blender once it has turned +y up into +z up.
+"""
 
 import re
 
@@ -7,6 +11,17 @@ import torch
 from torch import Tensor
 
 from viewmesh.errors import InputError
+
+
+def environment_bytes(environment: Tensor) -> bytes:
+    """environment: (H, W, 3) of a TexturedMesh, as a .hdr picture that lights its files from where it was lit."""
+    return hdr_bytes(environment.roll(round(environment.shape[1] / 4), 1))
+
+
+def read_environment(data: bytes, *, file: str = "environment.hdr") -> Tensor:
+    """(H, W, 3) float32 as a TexturedMesh has it, to half a column if 4 does not divide W. Raises InputError."""
+    image = read_hdr(data, file=file)
+    return image.roll(-round(image.shape[1] / 4), 1)
 
 
 def hdr_bytes(image: Tensor) -> bytes:

@@ -9,7 +9,7 @@ import torch
 
 from viewmesh.errors import InputError
 from viewmesh.export.files import write_whole
-from viewmesh.export.hdr import read_hdr
+from viewmesh.export.hdr import read_environment
 from viewmesh.export.images import png, straight_uint8
 from viewmesh.export.store import load_reconstruction
 from viewmesh.export.write import STORED
@@ -25,13 +25,13 @@ def rerender(folder: Path, cameras_file: Path, out: Path, *, environment: Path |
     """Draws the result in `folder` for every frame of a transforms.json in the input's world; returns how many.
 
     out receives view_000.png (8-bit RGBA, straight alpha), depth_000.png (16-bit z-depth, 0 = background) and
-    depth.json with `depth_unit_scale`, world units per step. environment: a .hdr in the files' +y-up frame instead of
-    the estimated light. Lens distortion in the camera file is left out. Raises InputError.
+    depth.json with `depth_unit_scale`, world units per step. environment: a .hdr in the files' +y-up frame, its
+    middle column +x, instead of the estimated light. Lens distortion in the camera file is left out. Raises InputError.
     """
     if not (Path(folder) / STORED).exists():
         raise InputError(f"there is no {STORED} here.", file=str(folder), hint="Name a folder that viewmesh wrote.")
     result = load_reconstruction(Path(folder) / STORED)
-    light = None if environment is None else read_hdr(Path(environment).read_bytes(), file=str(environment))
+    light = None if environment is None else read_environment(Path(environment).read_bytes(), file=str(environment))
     file = read_cameras(Path(cameras_file), Path(cameras_file).name, Limits())
     scale = float(similarity_scale(result.world_from_scene))
     scene_from_world = torch.linalg.inv(result.world_from_scene)

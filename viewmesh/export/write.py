@@ -12,7 +12,7 @@ from viewmesh.errors import OptionError
 from viewmesh.export.check import check_file
 from viewmesh.export.files import write_whole
 from viewmesh.export.glb import glb_bytes
-from viewmesh.export.hdr import hdr_bytes
+from viewmesh.export.hdr import environment_bytes
 from viewmesh.export.images import Maps
 from viewmesh.export.obj import obj_files
 from viewmesh.export.plain import ply_bytes, stl_bytes
@@ -72,7 +72,7 @@ def export(
         put(files)
     progress("export", steps - 2, steps)
     if output.environment is not None:
-        put({"environment.hdr": hdr_bytes(output.environment)})
+        put({"environment.hdr": environment_bytes(output.environment)})
     written[STORED] = save_reconstruction(result, folder / STORED, maps)
     progress("export", steps - 1, steps)
     if pictures:
