@@ -217,10 +217,13 @@ def test_a_refinement_that_was_stopped_goes_on_from_what_was_generated(reconviag
 
 def test_what_was_generated_is_kept_as_it_was(tmp_path):
     gaussians = Gaussians(*(torch.rand(3, n) for n in (3, 3, 3, 4)), torch.rand(3))
-    made = Made(synthetic.textured_ball(), gaussians, {"structure": 1.5}, ("a warning",))
+    ball = synthetic.textured_ball()
+    ball = replace(ball, uvs=ball.mesh.vertices[:, :2].abs(), uv_faces=ball.mesh.faces)  # two names of one tensor
+    made = Made(ball, gaussians, {"structure": 1.5}, ("a warning",))
     save_made(made, tmp_path / "made")
     found = load_made(tmp_path / "made")
     assert torch.equal(found.mesh.mesh.vertices, made.mesh.mesh.vertices)
+    assert torch.equal(found.mesh.uv_faces, made.mesh.mesh.faces)
     assert torch.equal(found.mesh.material.base_color, made.mesh.material.base_color)
     assert found.gaussians is not None
     assert torch.equal(found.gaussians.rotations, gaussians.rotations)

@@ -59,6 +59,12 @@ def load_plain(path: Path, device: torch.device | str = "cpu") -> Mesh:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, notes: Mapping[str, Any]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    taken = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in taken:  # the format shares none
+            tensors[name] = tensor.clone()
+        taken.add(memory)
     safetensors.torch.save_file(tensors, path, {"notes": json.dumps(dict(notes))})
 
 
