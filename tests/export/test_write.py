@@ -21,9 +21,10 @@ from viewmesh.export.metrics import chamfer, psnr
 from viewmesh.export.report import Report, measure
 from viewmesh.export.rerender import rerender
 from viewmesh.export.store import load_reconstruction, reexport, save_reconstruction
-from viewmesh.export.write import STORED, export
+from viewmesh.export.write import GAUSSIAN_PLY, STORED, export
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.clean import is_watertight
+from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import TexturedMesh
 from viewmesh.geometry.meshfile import load_previews, save_mesh
 from viewmesh.render.draw import draw, draw_depth
@@ -135,6 +136,9 @@ def test_unknown_formats_and_unsound_meshes_are_refused(tmp_path):
     mesh = textured_ball()
     with pytest.raises(InvalidMesh):
         export(result_of(replace(mesh, uvs=mesh.uvs + 1)), tmp_path)
+    splats = Gaussians(*(torch.rand(3, n) for n in (3, 3, 3, 4)), torch.tensor([0.5, torch.nan, 0.5]))
+    with pytest.raises(InvalidMesh, match=r"gaussians\.ply"):
+        export(result_of(gaussians=splats), tmp_path, (GAUSSIAN_PLY,))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -156,7 +156,12 @@ def test_a_tensor_of_views_is_the_same_as_images(trellis):
     torch.testing.assert_close(trellis.encode(pixels), trellis.encode([photo()]))
 
 
-def test_gaussians_turn_with_their_frame():
+HALF_TURNS = [torch.tensor(d).diag() for d in ([1.0, -1, -1], [-1.0, 1, -1], [-1.0, -1, 1])]
+ALMOST = torch.linalg.matrix_exp(torch.tensor([[0, -3.0, 0.9], [3, 0, -0.2], [-0.9, 0.2, 0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("turn", [Y_UP_FROM_Z_UP[:3, :3], *HALF_TURNS, ALMOST])
+def test_gaussians_turn_with_their_frame(turn):
     generator = seeded()
     g = Gaussians(
         torch.randn(5, 3, generator=generator),
@@ -178,8 +183,7 @@ def test_gaussians_turn_with_their_frame():
         )
         return r @ torch.diag_embed(g.scales**2) @ r.mT
 
-    turn = Y_UP_FROM_Z_UP[:3, :3].float()
-    turned = g.rotated(turn)
+    turned, turn = g.rotated(turn), turn.float()
     torch.testing.assert_close(turned.centers, g.centers @ turn.T)
     torch.testing.assert_close(covariance(turned), turn @ covariance(g) @ turn.T)
 

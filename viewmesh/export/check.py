@@ -12,8 +12,11 @@ from viewmesh.geometry.mesh import TexturedMesh
 
 
 def check_file(name: str, files: dict[str, bytes], mesh: TexturedMesh) -> None:
-    """Raises InvalidMesh unless the bytes of `name` (glb, obj, ply, stl) hold mesh's triangles and bounds."""
+    """Raises InvalidMesh unless the bytes of `name` (glb, obj, ply, stl) hold mesh's triangles and bounds, those of
+    usdz are whole, and those of gaussians.ply are finite numbers."""
     kind = name.rpartition(".")[2]
+    if name == "gaussians.ply":
+        return _check_gaussians(files[name])
     try:
         if kind == "usdz":
             return _check_zip(files[name])
@@ -41,6 +44,11 @@ def _check_zip(data: bytes) -> None:
         bad = archive.testzip()
         if bad or not archive.namelist()[0].endswith(".usda"):
             raise InvalidMesh(f"mesh.usdz is damaged at {bad or 'its first entry'}.")
+
+
+def _check_gaussians(data: bytes) -> None:
+    if not np.isfinite(np.frombuffer(data.partition(b"end_header\n")[2], "<f4")).all():
+        raise InvalidMesh("gaussians.ply holds numbers that are not finite.")
 
 
 class _InMemory(Resolver):

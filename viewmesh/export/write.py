@@ -67,8 +67,7 @@ def export(
     for step, kind in enumerate(formats, 1):
         progress("export", step, steps)
         files = encode(output, kind, result.output_gaussians, maps)
-        if kind != GAUSSIAN_PLY:
-            check_file(f"mesh.{kind}", files, output)
+        check_file("gaussians.ply" if kind == GAUSSIAN_PLY else f"mesh.{kind}", files, output)
         put(files)
     progress("export", steps - 2, steps)
     if output.environment is not None:

@@ -23,8 +23,7 @@ class Gaussians:
     def rotated(self, rotation: Tensor) -> "Gaussians":
         """In a frame turned by a (3, 3) rotation."""
         r = rotation.to(self.centers)
-        w = (1 + r.trace()).clamp(min=0).sqrt() / 2
-        turn = torch.stack([w, *((r.mT - r)[[1, 2, 0], [2, 0, 1]] / (4 * w))])
+        turn = _quaternion(rotation).to(self.rotations)
         return replace(self, centers=self.centers @ r.mT, rotations=_quaternion_product(turn, self.rotations))
 
     def scaled(self, scale: float, shift: Tensor) -> "Gaussians":
@@ -34,6 +33,23 @@ class Gaussians:
     def tensors(self) -> dict[str, Tensor]:
         """By name, float32 on the CPU; Gaussians(**tensors) is the same again."""
         return {f.name: getattr(self, f.name).detach().float().cpu().contiguous() for f in fields(self)}
+
+
+def _quaternion(rotation: Tensor) -> Tensor:
+    """The unit quaternion (4,) float64, w first, of a (3, 3) rotation.
+
+    Its outer product with itself, times four, is made of sums of the rotation's entries; the row of its largest
+    component is the quaternion times something that is never small, half turns included (Shepperd 1978).
+    """
+    (a, b, c), (d, e, f), (g, h, i) = rotation.detach().double().cpu().tolist()
+    outer = torch.tensor([
+        [1 + a + e + i, h - f, c - g, d - b],
+        [h - f, 1 + a - e - i, b + d, c + g],
+        [c - g, b + d, 1 - a + e - i, f + h],
+        [d - b, c + g, f + h, 1 - a - e + i],
+    ], dtype=torch.float64)  # fmt: skip
+    row = outer[outer.diagonal().argmax()]
+    return row / row.norm()
 
 
 def _quaternion_product(a: Tensor, b: Tensor) -> Tensor:
