@@ -1,6 +1,6 @@
 import errno
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import av
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from results import result_of, similarity, textured_ball
+from safetensors.torch import load, save
 
 from viewmesh.errors import InputError, InvalidMesh, OptionError
 from viewmesh.export import files as files_module
@@ -20,7 +21,8 @@ from viewmesh.export.images import straight_uint8
 from viewmesh.export.metrics import chamfer, psnr
 from viewmesh.export.report import Report, measure
 from viewmesh.export.rerender import rerender
-from viewmesh.export.store import load_reconstruction, reexport, save_reconstruction
+from viewmesh.export.result import Reconstruction
+from viewmesh.export.store import FACTS, FORMAT, load_reconstruction, reconstruction_bytes, reexport
 from viewmesh.export.write import GAUSSIAN_PLY, STORED, export
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.clean import is_watertight
@@ -157,16 +159,23 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_stored_result_is_the_same_result(tmp_path):
-    result = result_of(device="cpu", weights_revision="abc")
-    again = load_reconstruction(save_reconstruction(result, tmp_path / STORED))
+    def stored(result):
+        return load_reconstruction(write_whole(tmp_path / STORED, reconstruction_bytes(result)))
+
+    result = result_of(device="cpu", weights_revision="abc", refinement={"kept": False, "reason": "worse"})
+    again = stored(result)
     assert torch.equal(again.mesh.mesh.vertices, result.mesh.mesh.vertices)
     assert torch.equal(again.mesh.uv_faces, result.mesh.uv_faces)
     assert torch.equal(again.mesh.environment, result.mesh.environment)
     assert torch.equal(again.world_from_scene, result.world_from_scene)
     assert torch.allclose(again.mesh.material.orm, result.mesh.material.orm, atol=0.002)
     assert replace(again, mesh=result.mesh, world_from_scene=result.world_from_scene) == replace(result, views=None)
-    twice = load_reconstruction(save_reconstruction(again, tmp_path / "twice.safetensors"))
-    assert torch.equal(twice.mesh.material.base_color, again.mesh.material.base_color)
+    assert torch.equal(stored(again).mesh.material.base_color, again.mesh.material.base_color)
+
+
+def test_every_fact_of_a_result_is_stored():
+    others = {"mesh", "views", "world_from_scene", "gaussians", "previews"}  # tensors and pictures
+    assert {field.name for field in fields(Reconstruction)} == {*FACTS} | others
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"\x02\0\0\0\0\0\0\0{}"])
@@ -174,6 +183,44 @@ def test_other_files_are_not_stored_results(tmp_path, data):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"x\.safetensors"):
+        load_reconstruction(path)
+
+
+GREY = torch.from_numpy(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].ravel())
+DAMAGED = {
+    "an empty picture": ("base_color", lambda _: torch.zeros(0, dtype=torch.uint8)),
+    "a broken picture": ("orm", lambda data: data[:50].clone()),
+    "a grey picture": ("normal", lambda _: GREY),
+    "UVs outside": ("uvs", lambda uvs: uvs + 5),
+    "UVs of three": ("uvs", lambda uvs: uvs[:, :1].repeat(1, 3)),
+    "faces of floats": ("faces", lambda faces: faces.float()),
+    "faces of four": ("faces", lambda faces: faces[:, [0, 1, 2, 0]]),
+    "UV faces of floats": ("uv_faces", lambda faces: faces.float()),
+    "flat vertices": ("vertices", lambda vertices: vertices[:, :2].clone()),
+    "no scale": ("world_from_scene", lambda m: m * torch.nan),
+    "a grey environment": ("environment", lambda image: image[..., 0].clone()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_results_are_refused_by_name(tmp_path, damage):
+    name, change = DAMAGED[damage]
+    data = reconstruction_bytes(result_of(textured_ball(8)))
+    tensors, path = load(data), tmp_path / "x.safetensors"
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    path.write_bytes(save(tensors, header))
+    load_reconstruction(path)
+    path.write_bytes(save({**tensors, name: change(tensors[name])}, header))
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        load_reconstruction(path)
+
+
+def test_a_result_stored_in_another_form_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(
+        reconstruction_bytes(result_of()).replace(b"viewmesh-reconstruction-1", b"viewmesh-reconstruction-9")
+    )
+    with pytest.raises(InputError, match=f"reconstruction-9, this version reads {FORMAT}"):
         load_reconstruction(path)
 
 

@@ -67,8 +67,11 @@ def png(image: np.ndarray) -> bytes:
 
 
 def unpng(data: bytes) -> np.ndarray:
-    """The reverse of `png`."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError("not a PNG image")
+    """The reverse of `png`. Raises ValueError for anything else."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # for no bytes at all, and for sizes beyond its limits
+        image = None
+    if image is None or image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError("not a PNG image of three or four channels of 8 bits")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[-1] == 3 else cv2.COLOR_BGRA2RGBA)

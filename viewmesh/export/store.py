@@ -10,8 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from viewmesh.errors import InputError
-from viewmesh.export.files import write_whole
+from viewmesh.errors import InputError, InvalidMesh
 from viewmesh.export.images import Maps, dequantised, unpng
 from viewmesh.export.result import Reconstruction, to_cpu
 from viewmesh.geometry.gaussians import Gaussians
@@ -25,9 +24,13 @@ from viewmesh.render.bake import dilate, sample_at, texel_map
 from viewmesh.render.tangent_space import from_tangent_space, into_tangent_space
 
 FORMAT = "viewmesh-reconstruction-1"
+FACTS = (
+    *("model", "preset", "seed", "seconds", "device", "weights_revision", "licence_notes", "warnings"),
+    *("chosen_because", "refinement", "generated_together"),
+)
 
 
-def save_reconstruction(result: Reconstruction, path: Path, maps: Maps | None = None) -> Path:
+def reconstruction_bytes(result: Reconstruction, maps: Maps | None = None) -> bytes:
     """Geometry as it is, textures as the 8-bit PNGs that every format carries; the input views are not kept. maps: the
     material's, if they are there already."""
     mesh = to_cpu(result.mesh)
@@ -41,32 +44,24 @@ def save_reconstruction(result: Reconstruction, path: Path, maps: Maps | None = 
         tensors["environment"] = mesh.environment
     if result.gaussians is not None:
         tensors |= {f"gaussians.{name}": tensor for name, tensor in result.gaussians.tensors().items()}
-    facts = {
-        name: getattr(result, name)
-        for name in (
-            "model",
-            "preset",
-            "seed",
-            "seconds",
-            "device",
-            "weights_revision",
-            "licence_notes",
-            "warnings",
-            "chosen_because",
-            "generated_together",
-        )
-    }
+    facts = {name: getattr(result, name) for name in FACTS}
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}  # the format shares no memory
-    return write_whole(Path(path), save(tensors, {"format": FORMAT, "facts": json.dumps(facts)}))
+    return save(tensors, {"format": FORMAT, "facts": json.dumps(facts)})
 
 
 def load_reconstruction(path: Path) -> Reconstruction:
-    """What save_reconstruction wrote, without views. Raises InputError for anything else."""
+    """The result whose `reconstruction_bytes` a file holds, without views. Raises InputError for anything else."""
     path = Path(path)
     try:
         data = path.read_bytes()
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if header["format"] != FORMAT:
+            raise InputError(
+                f"is stored as {header['format']}, this version reads {FORMAT}.",
+                file=str(path),
+                hint="Read it with the version of viewmesh that wrote it.",
+            )
         facts = json.loads(header["facts"])
         maps = {name: unpng(tensors[name].numpy().tobytes()) for name in ("base_color", "orm", "normal")}
         mesh = TexturedMesh(
@@ -77,7 +72,12 @@ def load_reconstruction(path: Path) -> Reconstruction:
             facts[name] = tuple(facts[name])
         splats = {k.removeprefix("gaussians."): t for k, t in tensors.items() if k.startswith("gaussians.")}
         gaussians = Gaussians(**splats) if splats else None
-        return Reconstruction(mesh=mesh, world_from_scene=tensors["world_from_scene"], gaussians=gaussians, **facts)
+        world_from_scene = tensors["world_from_scene"]
+        if world_from_scene.shape != (4, 4) or not bool(torch.isfinite(world_from_scene).all()):
+            raise ValueError("world_from_scene must be a finite (4, 4) matrix")
+        return Reconstruction(mesh=mesh, world_from_scene=world_from_scene, gaussians=gaussians, **facts)
+    except InvalidMesh as error:
+        raise InputError(f"holds no sound mesh. {error}", file=str(path), hint="Make it again.") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             "is not a stored reconstruction.", file=str(path), hint="Give a file that viewmesh wrote as *.safetensors."

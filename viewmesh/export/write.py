@@ -20,7 +20,7 @@ from viewmesh.export.preview import previews
 from viewmesh.export.report import report_of
 from viewmesh.export.result import Reconstruction
 from viewmesh.export.splats import gaussian_ply_bytes
-from viewmesh.export.store import save_reconstruction
+from viewmesh.export.store import reconstruction_bytes
 from viewmesh.export.usdz import usdz_bytes
 from viewmesh.geometry.gaussians import Gaussians
 from viewmesh.geometry.mesh import TexturedMesh
@@ -72,7 +72,7 @@ def export(
     progress("export", steps - 2, steps)
     if output.environment is not None:
         put({"environment.hdr": environment_bytes(output.environment)})
-    written[STORED] = save_reconstruction(result, folder / STORED, maps)
+    put({STORED: reconstruction_bytes(result, maps)})
     progress("export", steps - 1, steps)
     if pictures:
         put(result.previews or previews(output))

@@ -36,8 +36,11 @@ class Mesh:
         return replace(self, vertices=self.vertices @ m[:3, :3].T + m[:3, 3], faces=faces)
 
     def validate(self) -> "Mesh":
-        """Returns self; raises InvalidMesh unless finite, non-empty and with indices in range."""
+        """Returns self; raises InvalidMesh unless of the shapes above, finite, non-empty and with indices in range."""
         V, F = len(self.vertices), len(self.faces)
+        if self.vertices.shape != (V, 3) or not _are_triples(self.faces):
+            shapes = f"{tuple(self.vertices.shape)} and {tuple(self.faces.shape)} {self.faces.dtype}"
+            raise InvalidMesh(f"A mesh has vertices (V, 3) and faces (F, 3) of integers, this one has {shapes}.")
         if V == 0 or F == 0:
             raise InvalidMesh(f"The mesh is empty: {V} vertices, {F} faces.")
         if not bool(torch.isfinite(self.vertices).all()):
@@ -97,14 +100,22 @@ class TexturedMesh:
     def validate(self) -> "TexturedMesh":
         """Returns self; raises InvalidMesh on a bad mesh, UVs outside [0, 1] or indices out of range, or bad maps."""
         self.mesh.validate()
-        if self.uv_faces.shape != self.mesh.faces.shape:
-            raise InvalidMesh(f"uv_faces has shape {tuple(self.uv_faces.shape)}, faces {tuple(self.mesh.faces.shape)}.")
+        if self.uv_faces.shape != self.mesh.faces.shape or not _are_triples(self.uv_faces):
+            shapes = f"{tuple(self.uv_faces.shape)} {self.uv_faces.dtype}, faces {tuple(self.mesh.faces.shape)}"
+            raise InvalidMesh(f"uv_faces must be integers of the shape of faces, it is {shapes}.")
+        if self.uvs.shape != (len(self.uvs), 2):
+            raise InvalidMesh(f"uvs has shape {tuple(self.uvs.shape)}, expected {(len(self.uvs), 2)}.")
         if int(self.uv_faces.min()) < 0 or int(self.uv_faces.max()) >= len(self.uvs):
             raise InvalidMesh(f"A face names a UV outside 0..{len(self.uvs) - 1}.")
         if not bool(torch.isfinite(self.uvs).all()) or float(self.uvs.min()) < 0 or float(self.uvs.max()) > 1:
             raise InvalidMesh("The mesh has UVs outside [0, 1].")
-        for name in ("base_color", "orm", "normal"):
-            image = getattr(self.material, name)
+        images = {name: getattr(self.material, name) for name in ("base_color", "orm", "normal")}
+        images |= {} if self.environment is None else {"environment": self.environment}
+        for name, image in images.items():
             if image.ndim != 3 or image.shape[-1] != 3 or not bool(torch.isfinite(image).all()):
                 raise InvalidMesh(f"The {name} texture must be a finite (H, W, 3) image, got {tuple(image.shape)}.")
         return self
+
+
+def _are_triples(faces: Tensor) -> bool:
+    return faces.shape == (len(faces), 3) and faces.dtype in (torch.int64, torch.int32)
