@@ -12,7 +12,7 @@ from PIL import Image
 from results import result_of, similarity, textured_ball
 from safetensors.torch import load, save
 
-from viewmesh.errors import InputError, InvalidMesh, OptionError
+from viewmesh.errors import Cancelled, InputError, InvalidMesh, OptionError
 from viewmesh.export import files as files_module
 from viewmesh.export import preview
 from viewmesh.export.files import WriteError, write_whole
@@ -142,6 +142,20 @@ def test_unknown_formats_and_unsound_meshes_are_refused(tmp_path):
     with pytest.raises(InvalidMesh, match=r"gaussians\.ply"):
         export(result_of(gaussians=splats), tmp_path, (GAUSSIAN_PLY,))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_export_that_stops_leaves_no_report_of_the_first(tmp_path):
+    def stop(stage, step, steps, **_):
+        if step == 2:
+            raise Cancelled("enough")
+
+    export(result_of(), tmp_path, ("stl",), pictures=False)
+    with pytest.raises(InvalidMesh):  # nothing of it was written: the first one is whole
+        export(result_of(replace(textured_ball(), uvs=textured_ball().uvs + 1)), tmp_path)
+    assert (tmp_path / "report.json").exists()
+    with pytest.raises(Cancelled):
+        export(result_of(), tmp_path, ("stl", "ply"), pictures=False, progress=stop)
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):

@@ -62,6 +62,7 @@ def export(
     steps = len(formats) + 3
 
     def put(files: dict[str, bytes]) -> None:
+        (folder / "report.json").unlink(missing_ok=True)  # of what lay here before
         written.update({name: write_whole(folder / name, data) for name, data in files.items()})
 
     for step, kind in enumerate(formats, 1):
