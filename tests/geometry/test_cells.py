@@ -79,6 +79,24 @@ def test_what_is_looked_at_together_changes_nothing(monkeypatch):
     assert torch.equal(NearestPoints(points).query(queries, 4), whole)
 
 
+def test_a_dense_spot_makes_no_table_that_is_as_wide_for_all(monkeypatch):
+    sizes = []
+    nearest = cells._Grid._nearest
+
+    def measured(grid, queries, first, length, *rest):
+        sizes.append((len(queries), len(queries) * int(length.sum(1).max())))
+        return nearest(grid, queries, first, length, *rest)
+
+    monkeypatch.setattr(cells._Grid, "_nearest", measured)
+    monkeypatch.setattr(cells, "PAIRS", 10_000)
+    generator = torch.Generator().manual_seed(3)
+    plane = torch.rand(2000, 3, generator=generator) * torch.tensor([1, 1, 0.0])
+    spot = 0.5 + 0.0005 * torch.rand(2000, 3, generator=generator)
+    check(torch.cat([plane, spot]), torch.cat([plane[:300] + 0.01, spot[:3], plane[300:600] - 0.01]), k=4)
+    assert max(pairs for _, pairs in sizes) <= 10_000
+    assert max(queries for queries, _ in sizes) > 100
+
+
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds():
     points, queries = on_a_sphere(200_000), on_a_sphere(300_000, seed=1) * 1.002

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MOST_CELLS = 2**24  # of one grid
-PAIRS = 2**21  # of a query and a point near it, looked at together: some 100 MB
+PAIRS = 2**21  # of a query and a place for a point near it, looked at together: some 100 MB
 
 
 class NearestPoints:
@@ -68,15 +68,15 @@ class _Grid:
     def query(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Indices (Q, k), 0 where fewer were found; and for which queries (Q,) they are the nearest for sure."""
         first, length = self._runs(queries)
-        total = length.sum(1)
-        ends = total.cumsum(0)
-        answers, begin = [], 0
+        total, order = length.sum(1).sort(descending=True)  # rows of a table are as wide as its first one
+        near = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
+        sure = torch.empty(len(queries), dtype=torch.bool, device=queries.device)
+        begin = 0
         while begin < len(queries):
-            before = int(ends[begin - 1]) if begin else 0
-            end = max(begin + 1, int(torch.searchsorted(ends, before + PAIRS)))
-            answers.append(self._nearest(queries[begin:end], first[begin:end], length[begin:end], k))
-            begin = end
-        near, sure = (torch.cat(column) for column in zip(*answers, strict=True))
+            wide = max(int(total[begin]), k)
+            rows = order[begin : begin + max(PAIRS // wide, 1)]
+            near[rows], sure[rows] = self._nearest(queries[rows], first[rows], length[rows], k, wide)
+            begin += len(rows)
         return near, sure
 
     def _runs(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +91,9 @@ class _Grid:
         last = self.start[row + torch.minimum(z + 1, self.counts[2] - 1) + 1]
         return first, (last - first) * inside
 
-    def _nearest(self, queries: Tensor, first: Tensor, length: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _nearest(self, queries: Tensor, first: Tensor, length: Tensor, k: int, wide: int) -> tuple[Tensor, Tensor]:
+        """`query` of a few queries, each with at most `wide` points around it, in a table of that many columns."""
         total = length.sum(1)
-        wide = max(int(total.max()), k)
         run = torch.arange(length.numel(), device=queries.device).repeat_interleave(length.flatten())
         before = length.flatten().cumsum(0) - length.flatten()  # pairs of earlier runs
         pair = torch.arange(len(run), device=queries.device)
