@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from viewmesh.geometry.tets import TetGrid, bcc_grid, marching_tets, narrowed, sample_lattice
+from viewmesh.geometry.tets import TetGrid, bcc_grid, marching_tets, narrowed
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,3 @@ def test_gradients_match_finite_differences():
 
     inputs = tuple(t.requires_grad_() for t in (positions, sdf, values))
     assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
-
-
-def test_linear_fields_are_sampled_exactly(grid):
-    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) - 0.5
-    field = grid.vertices @ torch.tensor([[1.0, 2.0], [-1.0, 0.5], [3.0, 0.0]]) + 0.25
-    expected = points @ torch.tensor([[1.0, 2.0], [-1.0, 0.5], [3.0, 0.0]]) + 0.25
-    torch.testing.assert_close(sample_lattice(grid, field, points), expected, rtol=1e-4, atol=1e-5)

@@ -14,25 +14,6 @@ from viewmesh.progress import check, never
 NEGLIGIBLE = 1e-3  # a voxel below this agreement is outside: later views need not look at it
 
 
-def visual_hull(
-    cameras: Cameras,
-    masks: Tensor,
-    resolution: int,
-    bounds: Tensor,
-    *,
-    device: torch.device | str = "cpu",
-    seen_by: float = 0.0,
-) -> Tensor:
-    """Soft agreement, in [0, 1], that a voxel is inside every mask that sees it.
-
-    masks: (N, H, W) in [0, 1]; H, W may differ from the cameras' (the intrinsics are scaled). bounds: (2, 3) lower
-    and upper corner in the cameras' world. Returns (R, R, R) float32 indexed [x, y, z], sampled at the voxel centres
-    bounds[0] + (i + 0.5) / R * (bounds[1] - bounds[0]): see `hull_at` for the values and `seen_by`.
-    """
-    points = voxel_centers(resolution, bounds.to(device))
-    return hull_at(cameras, masks, points, seen_by=seen_by).reshape((resolution,) * 3)
-
-
 def voxel_centers(resolution: int, bounds: Tensor) -> Tensor:
     """(R^3, 3) float32 centres of a grid over bounds (2, 3), x slowest, z fastest."""
     low, high = bounds.to(torch.float32)

@@ -23,7 +23,7 @@ class TetGrid:
 
     vertices: (G, 3) float32. tets: (T, 4) int64, positively oriented. edges: (E, 2) int64, each edge once.
     tet_edges: (T, 6) int64 into edges, in the order ab ac ad bc bd cd. cell: edge length of the cubes, scene units.
-    shape: cubes along x, y, z. lower: (3,) the lattice's low corner.
+    shape: cubes along x, y, z.
     """
 
     vertices: Tensor  # (G, 3)
@@ -32,7 +32,6 @@ class TetGrid:
     tet_edges: Tensor  # (T, 6)
     cell: float
     shape: tuple[int, int, int]
-    lower: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,6 @@ def bcc_grid(lower: Tensor, upper: Tensor, resolution: int, cancelled: Callable[
         tet_edges=inverse,
         cell=cell,
         shape=(nx, ny, nz),
-        lower=(float(lower[0]), float(lower[1]), float(lower[2])),
     )
 
 
@@ -166,31 +164,3 @@ def marching_tets(grid: TetGrid, positions: Tensor, sdf: Tensor, values: Tensor 
     vertices = positions[a] * (1 - t) + positions[b] * t
     mixed = vertices.new_zeros(len(vertices), 0) if values is None else values[a] * (1 - t) + values[b] * t
     return IsoSurface(vertices, faces, mixed, active)
-
-
-def sample_lattice(grid: TetGrid, values: Tensor, points: Tensor) -> Tensor:
-    """Values (G, K) of the lattice at points (P, 3), (P, K): the mean of the trilinear interpolants of the corner
-    lattice and of the centre lattice, clamped at the border. Exact for linear fields away from the border."""
-    nx, ny, nz = grid.shape
-    corners = (nx + 1) * (ny + 1) * (nz + 1)
-    p = (points - torch.tensor(grid.lower).to(points)) / grid.cell
-    on_corners = _trilinear(values[:corners].reshape(nx + 1, ny + 1, nz + 1, -1), p)
-    on_centers = _trilinear(values[corners:].reshape(nx, ny, nz, -1), p - 0.5)
-    return (on_corners + on_centers) / 2
-
-
-def _trilinear(volume: Tensor, index: Tensor) -> Tensor:
-    """volume (X, Y, Z, K) at fractional indices (P, 3), clamped."""
-    X, Y, Z, K = volume.shape
-    limit = torch.tensor([X - 1, Y - 1, Z - 1], device=index.device)
-    index = torch.minimum(index.clamp(min=0), limit.to(index))
-    low = torch.minimum(index.floor().long(), (limit - 1).clamp(min=0))
-    f = index - low
-    flat = volume.reshape(-1, K)
-    out = torch.zeros(len(index), K, dtype=volume.dtype, device=volume.device)
-    for corner in range(8):
-        offset = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=index.device)
-        i = torch.minimum(low + offset, limit)
-        weight = torch.where(offset.bool(), f, 1 - f).prod(-1, keepdim=True)
-        out = out + weight * flat[(i[:, 0] * Y + i[:, 1]) * Z + i[:, 2]]
-    return out
