@@ -83,8 +83,8 @@ def replaced(charts: Charts, faces: np.ndarray, by: Charts) -> Charts:
 def repaired(charts: Charts, texel: float, cancelled: Callable[[], bool] = never) -> Charts:
     """The same faces in sound charts: nothing flipped or flat, nothing overlapping where a texel could see it.
 
-    texel: length of a texel. Faces that are flipped or thinner than a thousandth of a texel become charts of one
-    triangle; a chart that overlaps itself is cut in half until its pieces do not (one face cannot).
+    texel: length of a texel. Faces that are flipped or thinner than four thousandths of a texel become charts of
+    one triangle; a chart that overlaps itself is cut in half until its pieces do not (one face cannot).
     """
     corners = charts.points[charts.faces]
     charts = singled_out(charts, _signed_areas(corners) <= 0.002 * texel * _longest_edge(corners), texel)

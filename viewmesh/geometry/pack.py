@@ -13,7 +13,7 @@ from viewmesh.geometry.pack_cells import place
 from viewmesh.geometry.texels import texels_of_groups
 from viewmesh.progress import never
 
-CELLS = 384  # at most, per side: finer packs little tighter and costs its third power
+CELLS = 384  # per side, more only where charts would not fit: finer packs little tighter and costs its third power
 USUAL = 0.88  # of the cells up to its height, what packing fills of most atlases
 AIM, FULL = 0.985, 0.97  # of the height, what a scale is chosen for, and what is enough
 SPARSE = 0.1  # of the atlas: charts that cover less would rather have less padding

@@ -1,8 +1,8 @@
 """Where the charts of an atlas go on a grid of cells: each in turn, lowest first, as bits in words of 64 cells.
 
 `taken[j, row]` has a bit for every cell from which some of the next 2^j cells of the row are taken, so a run of cells
-of any length is tested at all positions of a row by two shifts and ORs. The loops release the GIL: an atlas takes half
-a second, in which other threads of a replica work.
+of any length is tested at all positions of a row by two shifts and ORs. The loops release the GIL: six thousand charts
+take more than half a second, in which other threads of a replica work.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,8 @@ from viewmesh.geometry.jit import inline, jit
 def texels_inside(corners: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every texel whose centre (x + 0.5, y + 0.5) lies inside a triangle, by at least `margin` texels.
 
-    corners: (F, 3, 2) float64, texels, x and y; either orientation; margin may be negative.
+    corners: (F, 3, 2) float64, texels, x and y; either orientation; margin may be negative: what lies up to -margin
+    outside of an edge then counts, too, but nothing farther than that from the triangle's bounding box.
     Returns face, x, y (K,) int64 and barycentric (K, 3) float64, in the order of faces, then of rows; a texel on a
     shared edge occurs once per triangle. Degenerate triangles cover nothing.
     """
