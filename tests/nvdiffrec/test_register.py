@@ -14,9 +14,12 @@ from viewmesh.errors import Cancelled, InputError
 from viewmesh.geometry.camera import similarity_scale
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.nvdiffrec.register import Plan, Registration, register
-from viewmesh.nvdiffrec.register_align import moved
+from viewmesh.nvdiffrec.register_align import Agreement, Aligner, moved
+from viewmesh.nvdiffrec.register_proxy import proxy_of, sights_of
 from viewmesh.nvdiffrec.register_search import angle_between, correlation, rotation_matrices, super_fibonacci
+from viewmesh.render.rasterizer import get_rasterizer
 from viewmesh.render.shading import srgb_to_linear
+from viewmesh.views.viewset import ViewSet
 
 QUICK = Plan(
     rotations=512, candidates=4, coarse_steps=4, finalists=2, fine_views=6, fine_size=64, fine_steps=5, polish_views=8,
@@ -97,6 +100,22 @@ def test_a_moved_mesh_is_found(mesh: Mesh, depth: bool):
     assert (found.depth_error is not None) == depth
     assert told == sorted(told)
     assert told[-1] == (100, 100)
+
+
+def agreement_in_place(mesh: Mesh, views: ViewSet) -> Agreement:
+    """Of a mesh that lies where the views show it."""
+    cpu = torch.device("cpu")
+    aligner = Aligner(proxy_of(mesh, generator(), cpu), sights_of(views, 4, 64, cpu), get_rasterizer("cpu"), 1.0)
+    return aligner.agreement(torch.eye(4, dtype=torch.float64))
+
+
+def test_cameras_with_long_lenses_see_the_mesh(mesh: Mesh):
+    """From forty scene units away."""
+    views = synthetic.viewset(synthetic.around(4, 40.0), f=96 * 40 / 2.2, depth=True)
+    found = agreement_in_place(mesh, views)
+    assert found.iou > 0.97
+    assert found.depth is not None
+    assert found.depth < 0.01
 
 
 def test_nothing_to_register_with_is_a_sentence():

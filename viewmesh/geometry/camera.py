@@ -81,10 +81,10 @@ class Cameras:
         pose = torch.cat([torch.cat([pose[:, :3, :3] / scale, pose[:, :3, 3:]], -1), pose[:, 3:]], -2)
         return replace(self, world_from_camera=pose)
 
-    def clip_from_camera(self, near: float, far: float) -> Tensor:
+    def clip_from_camera(self, near: float | Tensor, far: float | Tensor) -> Tensor:
         """(N, 4, 4) projection to OpenGL clip space with y flipped, so that clip y = -1 is image row 0 (the top).
 
-        near and far are z-depths > 0 in world units.
+        near and far are z-depths > 0 in world units, one for all or (N,).
         """
         p = torch.zeros(len(self), 4, 4, dtype=self.fx.dtype, device=self.fx.device)
         p[:, 0, 0] = 2 * self.fx / self.width

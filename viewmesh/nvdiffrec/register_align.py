@@ -13,7 +13,7 @@ from torch import Tensor
 
 from viewmesh.nvdiffrec.register_proxy import Proxy, Sights
 from viewmesh.nvdiffrec.register_search import COLOR_WEIGHT, DEPTH_WEIGHT, correlation
-from viewmesh.nvdiffrec.rendering import FAR, NEAR
+from viewmesh.nvdiffrec.rendering import planes
 from viewmesh.progress import check
 from viewmesh.render.rasterizer import Rasterizer
 
@@ -40,7 +40,8 @@ class Aligner:
         self.proxy, self.sights, self.rasterizer = proxy, sights, rasterizer
         device = proxy.vertices.device
         camera = sights.cameras.camera_from_world
-        self.clip_from_scene = (sights.cameras.clip_from_camera(NEAR, FAR) @ camera).to(device)  # (N, 4, 4)
+        clip_from_camera = sights.cameras.clip_from_camera(*planes(sights.cameras))
+        self.clip_from_scene = (clip_from_camera @ camera).to(device)  # (N, 4, 4)
         self.axis = -camera[:, 2].to(device)  # (N, 4): z-depth of a scene point
         self.kernel = _gaussian(sights.size, blur_px, device)  # (S/2, S)
         self.target = self.blurred(sights.alpha[..., None])[..., 0]

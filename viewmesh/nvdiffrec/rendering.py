@@ -14,7 +14,7 @@ from viewmesh.geometry.normals import unit, vertex_normals
 from viewmesh.geometry.rows import rows_at
 from viewmesh.render.rasterizer import Rasterizer, Topology
 
-NEAR, FAR = 0.05, 20.0  # z-depths, scene units: the scene fits in a unit cube, cameras stand outside or close by
+NEAR, FAR = 0.05, 20.0  # z-depths, scene units, of cameras outside the scene's unit cube or close by: see `planes`
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,20 @@ class Picture:
     depth: Tensor
 
 
+def planes(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Near and far z-depths (N,) float64, scene units, of a scene in the unit cube around the origin.
+
+    They follow a camera that stands far away, as one with a long lens does: planes from NEAR to there would leave
+    float32 too few steps of depth within the object.
+    """
+    origin = (cameras.centers * cameras.world_from_camera[:, :3, 2]).sum(-1)  # its z-depth
+    return (origin - FAR / 2).clamp(min=NEAR), (origin + FAR / 2).clamp(min=FAR)
+
+
 def viewpoint(cameras: Cameras, device: torch.device | str, correction: Tensor | None = None) -> Viewpoint:
     """correction: (B, 6) small rotation (radians) and translation of each camera in its own frame, differentiable."""
     camera_from_scene = cameras.camera_from_world.to(device, non_blocking=True)
-    projection = cameras.clip_from_camera(NEAR, FAR).to(device, non_blocking=True)
+    projection = cameras.clip_from_camera(*planes(cameras)).to(device, non_blocking=True)
     if correction is not None:
         camera_from_scene = torch.matrix_exp(_twist(correction.double())) @ camera_from_scene
     rotation, translation = camera_from_scene[:, :3, :3], camera_from_scene[:, :3, 3:]

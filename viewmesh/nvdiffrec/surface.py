@@ -20,7 +20,7 @@ from viewmesh.geometry.unwrap import unwrap
 from viewmesh.nvdiffrec.initial import HALF
 from viewmesh.nvdiffrec.optim import Variables
 from viewmesh.nvdiffrec.problem import Problem
-from viewmesh.nvdiffrec.rendering import FAR, NEAR
+from viewmesh.nvdiffrec.rendering import planes
 from viewmesh.nvdiffrec.view_corrections import corrections
 from viewmesh.nvdiffrec.volume import material_at
 from viewmesh.progress import check, never
@@ -201,6 +201,9 @@ def texture_variables(surface: Surface, material: Material) -> Variables:
 
 def seen_faces(problem: Problem, mesh: Mesh, cancelled: Callable[[], bool]) -> Tensor:
     """Which faces (F,) bool some input camera, or some camera of a sphere around the object, can see."""
-    cameras = (all_around(60, 0.7, 384), problem.shape_targets.cameras)
     mesh = mesh.to(problem.device)
-    return visible_faces(mesh, cameras, problem.rasterizer, near=NEAR, far=FAR, cancelled=cancelled)
+    seen = torch.zeros(len(mesh.faces), dtype=torch.bool, device=problem.device)
+    for cameras in (all_around(60, 0.7, 384), problem.shape_targets.cameras):
+        near, far = planes(cameras)
+        seen |= visible_faces(mesh, [cameras], problem.rasterizer, near=near, far=far, cancelled=cancelled)
+    return seen

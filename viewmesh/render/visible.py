@@ -23,11 +23,12 @@ def visible_faces(
     cameras: Iterable[Cameras],
     rasterizer: Rasterizer,
     *,
-    near: float,
-    far: float,
+    near: float | Tensor,
+    far: float | Tensor,
     cancelled: Callable[[], bool] = never,
 ) -> Tensor:
-    """(F,) bool on the mesh's device: some pixel of some camera shows the face. near, far: z-depths of the clip.
+    """(F,) bool on the mesh's device: some pixel of some camera shows the face. near, far: z-depths of the clip,
+    one for all cameras or (N,) of each.
 
     Raises Cancelled between a few pictures.
     """
