@@ -1,6 +1,7 @@
 """Tiny view sets made on the spot: a ball resting against a box, ray-traced in numpy, in a world of +y up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -133,6 +134,14 @@ def viewset(poses: np.ndarray, *, size: int = 64, f: float = 96.0, depth: bool =
         camera_source="file",
         mask_source="alpha",
     )
+
+
+def cut_off(views: ViewSet, columns: int) -> ViewSet:
+    """The same photos without so many columns at their left."""
+    assert views.cameras is not None
+    cameras = replace(views.cameras, cx=views.cameras.cx - columns, width=views.width - columns)
+    depths = None if views.depths is None else views.depths[:, :, columns:]
+    return replace(views, images=views.images[:, :, columns:], cameras=cameras, depths=depths)
 
 
 def signed_distance(points: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.nvdiffrec import fit, memory
 from viewmesh.nvdiffrec.fit import State, advance, finish, load, save
+from viewmesh.nvdiffrec.match import match
+from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.rendering import _twist
 from viewmesh.views.viewset import ViewSet
 
@@ -362,6 +364,12 @@ def test_a_worse_result_gives_the_given_mesh_back(views: ViewSet, mesh: Textured
     kept = tiny.fitted(views, replace(still, **garbage), initial=mesh)
     assert torch.equal(kept.mesh.vertices, mesh.mesh.vertices)
     assert torch.equal(kept.material.base_color, mesh.material.base_color)
+
+
+def test_what_a_photo_cuts_off_does_not_count(views: ViewSet, mesh: TexturedMesh):
+    whole, cut = (match(Problem(v, TINY, torch.device("cpu")), mesh) for v in (views, synthetic.cut_off(views, 28)))
+    assert cut.iou > whole.iou - 0.02
+    assert cut.psnr > whole.psnr - 2
 
 
 def test_a_better_result_is_kept(views: ViewSet, mesh: TexturedMesh):

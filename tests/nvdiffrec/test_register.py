@@ -16,7 +16,8 @@ from viewmesh.geometry.mesh import Mesh
 from viewmesh.nvdiffrec.register import Plan, Registration, register
 from viewmesh.nvdiffrec.register_align import Agreement, Aligner, moved
 from viewmesh.nvdiffrec.register_proxy import proxy_of, sights_of
-from viewmesh.nvdiffrec.register_search import angle_between, correlation, rotation_matrices, super_fibonacci
+from viewmesh.nvdiffrec.register_search import angle_between, correlation, rotation_matrices, search, super_fibonacci
+from viewmesh.progress import never
 from viewmesh.render.rasterizer import get_rasterizer
 from viewmesh.render.shading import srgb_to_linear
 from viewmesh.views.viewset import ViewSet
@@ -116,6 +117,16 @@ def test_cameras_with_long_lenses_see_the_mesh(mesh: Mesh):
     assert found.iou > 0.97
     assert found.depth is not None
     assert found.depth < 0.01
+
+
+def test_a_photo_that_cuts_the_object_says_nothing_of_the_rest(mesh: Mesh):
+    views = synthetic.cut_off(synthetic.viewset(synthetic.around(4), depth=True), 30)
+    assert agreement_in_place(mesh, views).iou > 0.97
+    proxy, sights = proxy_of(mesh, generator(), torch.device("cpu")), sights_of(views, 4, 40, torch.device("cpu"))
+    found = search(proxy, sights, torch.eye(3)[None], lambda share: None, never)
+    assert float(found.score) > 0.8
+    assert float(found.scale) == pytest.approx(1, abs=0.1)
+    assert float((found.position - proxy.center).norm()) < 0.05
 
 
 def test_nothing_to_register_with_is_a_sentence():

@@ -12,6 +12,7 @@ from viewmesh.geometry.camera import Cameras, look_at, pinhole
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.nvdiffrec import surface
 from viewmesh.nvdiffrec.rendering import viewpoint
+from viewmesh.progress import never
 from viewmesh.render.rasterizer import get_rasterizer
 
 DISTANCES = [2.2, 18.0, 30.0, 1000.0]
@@ -47,6 +48,6 @@ def test_faces_that_only_the_views_see_are_seen(distance: float, monkeypatch):
     monkeypatch.setattr(surface, "all_around", lambda *_: away)
     targets = SimpleNamespace(cameras=seen_from(distance, 12).resized(256, 256))
     problem = SimpleNamespace(device=torch.device("cpu"), rasterizer=get_rasterizer("cpu"), shape_targets=targets)
-    inner, outer = surface.seen_faces(problem, two_balls(gap=0.1), lambda: False).chunk(2)
+    inner, outer = surface.seen_faces(problem, two_balls(gap=0.1), never).chunk(2)
     assert not bool(inner.any())
     assert float(outer.float().mean()) > 0.95

@@ -1,10 +1,16 @@
 """Crops around the object: a crop's camera sees in the crop what the view's camera sees in the view."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import synthetic_views as synthetic
 import torch
+from tiny import TINY
 
 from viewmesh.errors import InputError
+from viewmesh.nvdiffrec.rendering import Picture
+from viewmesh.nvdiffrec.shape_pass import image_loss
 from viewmesh.nvdiffrec.targets import crop_to_object
 from viewmesh.render.shading import srgb_to_linear
 from viewmesh.views.viewset import ViewSet
@@ -46,6 +52,44 @@ def test_a_crop_that_is_the_whole_view_changes_nothing(views: ViewSet):
     assert full.cameras is not None
     assert torch.equal(targets.cameras.cx, full.cameras.cx)
     assert torch.equal(targets.cameras.fy, full.cameras.fy)
+
+
+@pytest.mark.parametrize("size", [30, 64, 96, 150])
+def test_what_a_crop_knows_comes_from_the_photo_alone(views: ViewSet, size: int):
+    whole = crop_to_object(views, size, "cpu")
+    assert whole.known is None
+    assert whole.batch(torch.tensor([0])).known is None
+    photos = synthetic.cut_off(replace(views, images=views.images.clone()), 44)
+    photos.images[..., 3] = 255
+    targets = crop_to_object(photos, size, "cpu")
+    known, scale = targets.known, size / views.height
+    assert known is not None
+    assert bool((targets.images[..., 3][known] == 255).all())  # none of the nothing outside was mixed in
+    share = known.float().mean((1, 2)) * size
+    assert bool((share <= photos.width * scale + 1).all() & (share >= photos.width * scale - 4).all())
+    batch = targets.batch(torch.tensor([3, 1]))
+    assert batch.known is not None
+    assert torch.equal(batch.known[..., 0], known[[3, 1]])
+
+
+def test_what_is_drawn_outside_the_photos_costs_nothing(views: ViewSet):
+    problem = SimpleNamespace(preset=TINY, device=torch.device("cpu"))
+    targets = crop_to_object(synthetic.cut_off(replace(views, depths=None), 44), 40, "cpu")
+    batch = targets.batch(torch.arange(5))
+    assert batch.known is not None
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.rand(5, 40, 40, 4, generator=g)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        image = Picture(*values.split((3, 1), -1), torch.zeros(5, 40, 40))
+        return image_loss(problem, {}, image, batch, torch.Generator().manual_seed(1))
+
+    leaf = drawn.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    assert bool((gradient * ~batch.known == 0).all())
+    assert bool((gradient != 0)[batch.known[..., 0]].all())
+    other = torch.where(batch.known, drawn, torch.rand(drawn.shape, generator=g))
+    assert float(loss(other)) == float(loss(drawn))
 
 
 def test_an_empty_mask_keeps_the_whole_view(views: ViewSet):

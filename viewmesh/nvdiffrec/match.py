@@ -16,7 +16,8 @@ VIEWS = 24  # at most so many views are compared, evenly picked
 
 @dataclass(frozen=True)
 class Match:
-    """psnr in dB of sRGB values on white, over the crops around the object; iou of the coverages cut at one half."""
+    """psnr in dB of sRGB values on white, over the crops around the object as far as the photos reach; iou of the
+    coverages cut at one half."""
 
     psnr: float
     iou: float
@@ -65,9 +66,11 @@ def match(problem: Problem, mesh: TexturedMesh) -> Match:
         white = torch.ones(3, device=device)
         ours = linear_to_srgb(losses.over(image[..., :3], image[..., 3:], white).clamp(0, 1))
         theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, white).clamp(0, 1))
+        a, b = image[..., 3] >= 0.5, batch.alpha[..., 0] >= 0.5
+        if batch.known is not None:
+            ours, theirs, a, b = (values[batch.known[..., 0]] for values in (ours, theirs, a, b))
         squared += float(((ours - theirs) ** 2).sum())
         pixels += ours.numel()
-        a, b = image[..., 3] >= 0.5, batch.alpha[..., 0] >= 0.5
         inside += float((a & b).sum())
         either += float((a | b).sum())
     return Match(

@@ -61,7 +61,7 @@ class Aligner:
     @torch.no_grad()
     def draw(self, scene_from_mesh: Tensor) -> tuple[Tensor, Tensor]:
         """(K, N, S, S, 4) premultiplied unlit sRGB and coverage, and z-depth (K, N, S, S), 0 = empty, under (K, 4, 4)
-        similarities."""
+        similarities; empty outside the photos, too."""
         K, N, S = len(scene_from_mesh), len(self.sights), self.sights.size
         m = scene_from_mesh.to(self.clip_from_scene)
         clip_from_mesh = (self.clip_from_scene[None] @ m[:, None]).reshape(K * N, 4, 4).float()
@@ -80,7 +80,9 @@ class Aligner:
             z = torch.einsum("bhwi,bi->bhw", values[..., 3:], axis[:, :3]) + axis[:, 3, None, None]
             depths.append(torch.where(covered[..., 0], z, 0.0))
         image = torch.cat(images).reshape(K, N, S, S, 4).clamp(0, 1)
-        return image, torch.cat(depths).reshape(K, N, S, S)
+        depth = torch.cat(depths).reshape(K, N, S, S)
+        known = self.sights.known
+        return (image, depth) if known is None else (image * known[..., None], depth * known)
 
     def residuals(self, scene_from_mesh: Tensor) -> Tensor:
         """(K, D); the first of the K is where weights, gains and offsets are taken."""

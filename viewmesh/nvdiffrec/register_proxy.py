@@ -49,12 +49,14 @@ class Sights:
     """N square crops of S pixels around the object.
 
     alpha (N, S, S) coverage; color (N, S, S, 3) sRGB, straight; depth (N, S, S) scene units, 0 = unknown, or None.
+    known (N, S, S) bool, False outside the photo, where alpha is 0 and nothing may be drawn; None where all are known.
     camera_from_scene (N, 4, 4) float32; cameras: the same in float64, with the crops' intrinsics.
     """
 
     alpha: Tensor
     color: Tensor
     depth: Tensor | None
+    known: Tensor | None
     cameras: Cameras
     camera_from_scene: Tensor
 
@@ -102,10 +104,13 @@ def sights_of(views: ViewSet, count: int, size: int, device: torch.device) -> Si
     some = views.select(spread(views.cameras, count))
     targets = crop_to_object(some, size, device, margin=MARGIN)
     rgba = targets.images.float() / 255
+    if targets.known is not None:
+        rgba = rgba * targets.known[..., None]
     return Sights(
         alpha=rgba[..., 3],
         color=rgba[..., :3],
         depth=targets.depths,
+        known=targets.known,
         cameras=targets.cameras,
         camera_from_scene=targets.cameras.camera_from_world.float().to(device),
     )

@@ -148,7 +148,7 @@ class _Frame:
         return Poses(rotation, scale, position, self.score(self.splat(turned, scale, position)))
 
     def splat(self, turned: Tensor, scale: Tensor, position: Tensor) -> Tensor:
-        """(K, N, S*S) int32 sort keys of the nearest point per pixel, EMPTY where there is none."""
+        """(K, N, S*S) int32 sort keys of the nearest point per pixel, EMPTY where there is none or no photo."""
         K, N, S = len(turned), len(self.sights), self.sights.size
         world = turned * scale[:, None, None] + position[:, None]
         m = self.sights.camera_from_scene
@@ -162,7 +162,9 @@ class _Frame:
         key = torch.where(inside, (level << POINT_BITS) | number, EMPTY)
         pixel = torch.where(inside, row * S + column, 0).long()
         empty = torch.full((K, N, S * S), EMPTY, dtype=torch.int32, device=turned.device)
-        return empty.scatter_reduce(2, pixel, key, "amin")
+        splats = empty.scatter_reduce(2, pixel, key, "amin")
+        known = self.sights.known
+        return splats if known is None else splats.masked_fill(~known.reshape(N, S * S), EMPTY)
 
     def score(self, key: Tensor) -> Tensor:
         """(K,) mean silhouette IoU, plus what colours say, minus what depths say."""

@@ -93,14 +93,16 @@ def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generato
 
 
 def image_loss(problem: Problem, leaves, image: Picture, batch: Batch, random: torch.Generator) -> Tensor:
-    """Colour over one random background a view, coverage, depth: what both passes compare."""
+    """Colour over one random background a view, coverage, depth: what both passes compare, where the views know it."""
     preset = problem.preset
     background = torch.rand(len(batch.color), 1, 1, 3, generator=random, device=problem.device)
-    color = exposed(leaves, image.color, batch)
+    color, alpha = exposed(leaves, image.color, batch), image.alpha
+    if batch.known is not None:  # equal values elsewhere: what is known weighs as much as in a view that knows all
+        color, alpha = torch.where(batch.known, color, batch.color), torch.where(batch.known, alpha, batch.alpha)
     loss = losses.log_srgb_l1(
-        losses.over(color, image.alpha.clamp(0, 1), background), losses.over(batch.color, batch.alpha, background)
+        losses.over(color, alpha.clamp(0, 1), background), losses.over(batch.color, batch.alpha, background)
     )
-    loss = loss + preset.mask * losses.mask_l2(image.alpha, batch.alpha)
+    loss = loss + preset.mask * losses.mask_l2(alpha, batch.alpha)
     if batch.depth is not None:
         loss = loss + preset.depth * losses.depth_l1(image.depth, batch.depth)
     return loss
@@ -111,6 +113,8 @@ def metrics(loss: Tensor, image: Picture, batch: Batch, faces: int) -> dict[str,
     white = torch.ones(3, device=image.color.device)
     ours = linear_to_srgb(losses.over(image.color, image.alpha, white).clamp(0, 1))
     theirs = linear_to_srgb(losses.over(batch.color, batch.alpha, white).clamp(0, 1))
+    if batch.known is not None:
+        ours, theirs = ours[batch.known[..., 0]], theirs[batch.known[..., 0]]
     return {"loss": float(loss), "psnr": float(losses.psnr(ours, theirs)), "faces": float(faces)}
 
 

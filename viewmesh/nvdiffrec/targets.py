@@ -20,11 +20,13 @@ class Targets:
     """N crops of S x S pixels.
 
     images: (N, S, S, 4) uint8 sRGB, straight alpha. depths: (N, S, S) float32 scene units, 0 = unknown, or None.
+    known: (N, S, S) bool, False outside the photo, of which a view says nothing; None where no crop leaves its photo.
     cameras: the crops' own intrinsics, on the CPU in float64.
     """
 
     images: Tensor  # (N, S, S, 4)
     depths: Tensor | None  # (N, S, S)
+    known: Tensor | None  # (N, S, S)
     cameras: Cameras
 
     def __len__(self) -> int:
@@ -39,6 +41,7 @@ class Targets:
             color=srgb_to_linear(images[..., :3]) * alpha,
             alpha=alpha,
             depth=None if self.depths is None else self.depths[rows],
+            known=None if self.known is None else self.known[rows][..., None],
             cameras=self.cameras[index],
             viewpoint=self.viewpoint[rows],
             index=index,
@@ -52,12 +55,13 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; cameras and index (B,) on
-    the CPU, viewpoint the same cameras on the device."""
+    """color (B, S, S, 3) linear, premultiplied; alpha (B, S, S, 1); depth (B, S, S) or None; known (B, S, S, 1) bool
+    or None, where all are; cameras and index (B,) on the CPU, viewpoint the same cameras on the device."""
 
     color: Tensor
     alpha: Tensor
     depth: Tensor | None
+    known: Tensor | None
     cameras: Cameras
     viewpoint: Viewpoint
     index: Tensor
@@ -80,12 +84,13 @@ def crop_to_object(
         raise InputError(
             "The views have no cameras.", hint="Give cameras.json, the six-view rig, or let SfM pose them."
         )
-    crops, depths, boxes = [], [], []
+    crops, depths, inside, boxes = [], [], [], []
     for n in range(len(views)):
         check(cancelled)
         x, y, side = _square(views.images[n, ..., 3] > 127, margin)
         boxes.append((x, y, side))
         crops.append(_resample(_window(views.images[n], x, y, side), size))
+        inside.append(_inside(y, side, views.height, size)[:, None] & _inside(x, side, views.width, size))
         if views.depths is not None:
             depths.append(_nearest(_window(views.depths[n], x, y, side), size))
     x, y, side = torch.tensor(boxes, dtype=torch.float64).unbind(-1)
@@ -99,9 +104,11 @@ def crop_to_object(
         height=size,
         width=size,
     )
+    known = torch.stack(inside)
     return Targets(
         images=torch.stack(crops).to(device),
         depths=torch.stack(depths).to(device) if depths else None,
+        known=None if bool(known.all()) else known.to(device),
         cameras=cameras,
     )
 
@@ -127,18 +134,29 @@ def _window(image: Tensor, x: int, y: int, side: int) -> Tensor:
     return window
 
 
+def _inside(start: int, side: int, length: int, size: int) -> Tensor:
+    """Which of the `size` pixels (size,) along one side of a crop come from the photo, `length` pixels long, alone."""
+    at = torch.arange(start, start + side)
+    inside = ((at >= 0) & (at < length)).float()
+    return _filtered(inside[None, :, None], (1, size))[0, :, 0] > 0.999
+
+
 def _resample(image: Tensor, size: int) -> Tensor:
     """(S, S, 4) uint8 straight alpha to (size, size, 4), filtered in linear light with premultiplied alpha."""
     if len(image) == size:
         return image
     rgba = image.float() / 255
     premultiplied = torch.cat([srgb_to_linear(rgba[..., :3]) * rgba[..., 3:], rgba[..., 3:]], -1)
-    small = torch.nn.functional.interpolate(
-        premultiplied.permute(2, 0, 1)[None], (size, size), mode="bilinear", antialias=True
-    )[0].permute(1, 2, 0)
+    small = _filtered(premultiplied, (size, size))
     alpha = small[..., 3:].clamp(0, 1)
     straight = linear_to_srgb((small[..., :3] / alpha.clamp(min=1e-4)).clamp(0, 1))
     return (torch.cat([straight, alpha], -1) * 255).round().to(torch.uint8)
+
+
+def _filtered(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W, C) float to (*size, C)."""
+    planes = image.permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def _nearest(depth: Tensor, size: int) -> Tensor:
