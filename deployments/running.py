@@ -7,6 +7,7 @@ flag and waits for the thread. Who waits may be cancelled, too: the device is fr
 
 import asyncio
 import contextvars
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -89,11 +90,12 @@ class Worker:
         sent, told = 0.0, None
 
         def progress(stage: str, step: int, steps: int, **metrics: float) -> None:
-            """Sent now and then, and only what is new."""
+            """Sent now and then, and only what is new; no metric that is not finite, for which JSON has no word."""
             nonlocal sent, told
             now = call.last_sign = time.monotonic()
             if now - sent >= max(self.interval_s, len(self._running) / TELLINGS) or step >= steps:
-                news = Progress(stage, int(step), int(steps), {name: float(value) for name, value in metrics.items()})
+                finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+                news = Progress(stage, int(step), int(steps), finite)
                 if news != told:
                     sent, told = now, news
                     loop.call_soon_threadsafe(inbox.put_nowait, news)

@@ -33,6 +33,15 @@ async def test_progress_is_throttled_but_its_end_is_told():
     assert len(messages) < 10
 
 
+async def test_a_metric_that_is_no_number_is_not_told():
+    def work(progress, cancelled):
+        progress("optimise", 1, 1, loss=float("nan"), psnr=float("-inf"), faces=400)
+        return {}
+
+    told, _ = await all_of(Worker().run(work))
+    assert told == Progress("optimise", 1, 1, {"faces": 400.0})
+
+
 async def test_what_is_not_new_is_not_told_again():
     def work(progress, cancelled):
         for _ in range(20):  # as who waits for the device does, to be known alive

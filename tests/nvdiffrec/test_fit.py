@@ -1,5 +1,6 @@
 """The optimiser on a ball and a box of 64 pixels: what it finds, that a state is a value, and what it refuses."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -18,6 +19,7 @@ from viewmesh.nvdiffrec.fit import State, advance, finish, load, save
 from viewmesh.nvdiffrec.match import match
 from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.rendering import _twist
+from viewmesh.nvdiffrec.targets import crop_to_object
 from viewmesh.views.viewset import ViewSet
 
 
@@ -275,6 +277,23 @@ def test_every_view_is_seen_once_before_any_is_seen_twice(views: ViewSet, batch:
         rounds = drawn[: len(drawn) // 12 * 12].reshape(-1, 12)
         assert torch.equal(rounds.sort(-1).values, torch.arange(12).expand(len(rounds), 12))
         assert len(rounds) < 2 or not torch.equal(rounds[0], rounds[1])
+
+
+@pytest.mark.parametrize("phase", ["shape", "texture"])
+def test_a_step_whose_views_do_not_show_the_object_has_finite_figures(views: ViewSet, whole: State, phase: str):
+    assert views.cameras is not None
+    turn = torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
+    away = replace(views.cameras, world_from_camera=views.cameras.world_from_camera @ turn)
+    blank = replace(views, images=views.images * 0, cameras=away)
+    state = started(views)
+    if phase == "texture":
+        state = replace(whole, problem=state.problem, phase="texture", step=3)
+    state.problem.shape_targets = crop_to_object(blank, TINY.shape_size, "cpu")
+    state.problem.texture_targets = crop_to_object(blank, TINY.texture_crop, "cpu")
+    state, metrics = advance(state, steps=1)
+    assert metrics.keys() == {"loss", "psnr", "faces"}
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert all(bool(t.isfinite().all()) for t in tensors(state).values())
 
 
 def test_an_empty_surface_is_seeded_again(views: ViewSet):

@@ -44,6 +44,11 @@ def mask_l2(alpha: Tensor, target: Tensor) -> Tensor:
     return ((alpha.clamp(0, 1) - target) ** 2).mean()
 
 
+def material_l1(material: Tensor, other: Tensor) -> Tensor:
+    """Mean absolute difference of two looks at P pixels' material (P, C) each; 0 where no pixel is covered."""
+    return (material - other).abs().sum() / max(material.numel(), 1)
+
+
 def depth_l1(depth: Tensor, target: Tensor, *, limit: float = 0.1) -> Tensor:
     """Mean absolute difference where both are known (> 0); a pixel more than `limit` off has no say beyond that."""
     known = (depth > 0) & (target > 0)

@@ -80,7 +80,7 @@ def _loss(problem, leaves, vertices, faces, batch: Batch, random: torch.Generato
         near = samples.points.detach() + 0.01 * torch.randn(samples.points.shape, generator=random, device=device)
         colors, orms = material_at(leaves, torch.cat([samples.points, near]), HALF)
         (base_color, other), (orm, other_orm) = colors.chunk(2), orms.chunk(2)
-        extra.append((base_color - other).abs().mean() + (orm - other_orm).abs().mean())
+        extra.append(losses.material_l1(base_color, other) + losses.material_l1(orm, other_orm))
         normals = face_viewer(samples.normals, samples.normals, samples.view)
         return shade_directions(normals, samples.view, base_color, orm, light, problem.rasterizer)
 

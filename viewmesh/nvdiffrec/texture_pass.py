@@ -78,7 +78,7 @@ def _loss(
         both = torch.cat([uv, uv.detach() + jitter])  # one look-up: each has a gradient as large as the maps
         values, other = raster.texture(maps, both, boundary="clamp").chunk(2)
         base_color, orm = values.split(3, dim=-1)
-        extra.append((values - other).abs().mean())
+        extra.append(losses.material_l1(values, other))
         if preset.normal_map != "flat":
             bump = raster.texture(leaves["normal_map"], uv, boundary="clamp")
             tangents, _ = raster.interpolate(tangent_frame, samples.rast, surface.uv_faces)
