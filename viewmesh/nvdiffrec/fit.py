@@ -169,7 +169,7 @@ class _Work:
             variables=clone(state.variables),
             moments=Moments(clone(moments.first), clone(moments.second), moments.count),
         )
-        self.shape = None if state.band is None else state.problem.shape.focused(state.band)
+        self.shape = None  # made by the step that needs it: what it looks at may have to be computed, and stopped
         self.topology = None
 
     @property
@@ -187,8 +187,10 @@ class _Work:
 
     def _shape(self, report: bool) -> Metrics:
         state, problem = self.state, self.state.problem
-        if state.step % BAND_EVERY == 0 or self.shape is None:
+        if state.step % BAND_EVERY == 0:
             state = replace(state, band=problem.shape.band(state.variables["sdf"]))
+            self.shape = None
+        if self.shape is None:
             self.shape = problem.shape.focused(state.band)
         preset = problem.preset
         random, index = _draw(state, preset.shape_batch)
