@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -15,8 +16,9 @@ from viewmesh.errors import Cancelled, EmptyReconstruction, InputError, InvalidM
 from viewmesh.geometry.camera import canonical6
 from viewmesh.geometry.mesh import Mesh, TexturedMesh
 from viewmesh.nvdiffrec import fit, memory
+from viewmesh.nvdiffrec import match as gate
 from viewmesh.nvdiffrec.fit import State, advance, finish, load, save
-from viewmesh.nvdiffrec.match import match
+from viewmesh.nvdiffrec.match import Match, match
 from viewmesh.nvdiffrec.problem import Problem
 from viewmesh.nvdiffrec.rendering import _twist
 from viewmesh.nvdiffrec.targets import crop_to_object
@@ -382,6 +384,19 @@ def test_a_worse_result_gives_the_given_mesh_back(views: ViewSet, mesh: Textured
     kept = tiny.fitted(views, replace(still, **garbage), initial=mesh)
     assert torch.equal(kept.mesh.vertices, mesh.mesh.vertices)
     assert torch.equal(kept.material.base_color, mesh.material.base_color)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "iou", "kept"), [(25.0, 0.9, True), (26.0, 0.8995, True), (26.0, 0.898, False), (24.9, 0.95, False)]
+)
+def test_the_gate_lets_the_iou_fall_by_a_thousandth_and_the_psnr_by_nothing(
+    mesh: TexturedMesh, monkeypatch, psnr: float, iou: float, kept: bool
+):
+    monkeypatch.setattr(gate, "match", lambda _, of: Match(psnr, iou) if of is fitted else Match(25.0, 0.9))
+    fitted, problem = replace(mesh), SimpleNamespace()
+    found = gate.compare(problem, mesh, fitted)
+    assert found.kept == kept
+    assert (found.mesh is fitted) == kept
 
 
 def test_what_a_photo_cuts_off_does_not_count(views: ViewSet, mesh: TexturedMesh):

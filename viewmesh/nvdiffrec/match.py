@@ -12,6 +12,7 @@ from viewmesh.render.light import from_latlong
 from viewmesh.render.shading import linear_to_srgb
 
 VIEWS = 24  # at most so many views are compared, evenly picked
+IOU_TOLERANCE = 1e-3  # pixels on the silhouette fall to either side by chance: a better picture is not refused for them
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Comparison:
 
 
 def compare(problem: Problem, given: TexturedMesh, fitted: TexturedMesh) -> Comparison:
-    """The fitted mesh is kept if both its PSNR and its mask IoU are at least the given mesh's.
+    """The fitted mesh is kept if its PSNR is at least the given mesh's and its mask IoU at most IOU_TOLERANCE below.
 
     The given mesh is measured under its own light and under the estimated one, whichever suits it better: it shall not
     lose for want of a light.
@@ -42,7 +43,7 @@ def compare(problem: Problem, given: TexturedMesh, fitted: TexturedMesh) -> Comp
     ours = match(problem, fitted)
     own, estimated = match(problem, given), match(problem, replace(given, environment=fitted.environment))
     theirs = own if own.psnr >= estimated.psnr else estimated
-    if ours.psnr >= theirs.psnr and ours.iou >= theirs.iou - 1e-3:
+    if ours.psnr >= theirs.psnr and ours.iou >= theirs.iou - IOU_TOLERANCE:
         return Comparison(fitted, theirs, ours, True)
     lit = given if own.psnr >= estimated.psnr else replace(given, environment=fitted.environment)
     return Comparison(lit, theirs, ours, False)
