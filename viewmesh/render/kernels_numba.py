@@ -1,4 +1,4 @@
-"""How the CPU back-end's loops are compiled and spread over threads. The only importer of numba.
+"""How the CPU back-end's loops are compiled and spread over threads. The only importer of numba here.
 
 The loops are in `loops_raster`, `loops_texture` and `loops_antialias`.
 

@@ -53,7 +53,7 @@ class Topology:
 
     @cached_property
     def opposite(self) -> Tensor:  # (F, 3)
-        if self.faces.device.type == "cpu" and importlib.util.find_spec("numba"):
+        if self.faces.device.type == "cpu":
             from viewmesh.render.loops_antialias import opposite_vertices
         else:
             from viewmesh.render.backend_torch import opposite_vertices
@@ -131,7 +131,7 @@ def get_rasterizer(device: torch.device | str, name: str | None = None) -> Raste
     """
     kind = torch.device(device).type
     if name is None:
-        if kind == "cpu" and importlib.util.find_spec("numba"):
+        if kind == "cpu":
             name = "numba"
         elif kind == "cuda" and importlib.util.find_spec("nvdiffrast"):
             name = "nvdiffrast"
