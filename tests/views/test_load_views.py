@@ -12,11 +12,12 @@ import synthetic_views as synthetic
 import torch
 from PIL import Image
 
-from viewmesh.errors import Cancelled
+from viewmesh.errors import Cancelled, InputError
 from viewmesh.geometry.camera import canonical6
 from viewmesh.options import ViewRules
+from viewmesh.views.find import matched
 from viewmesh.views.limits import Limits
-from viewmesh.views.load import load_views
+from viewmesh.views.load import load_views, plan_views
 from viewmesh.views.viewset import ViewSet
 
 AUTO = ViewRules()
@@ -294,6 +295,61 @@ def test_files_are_matched_by_number_then_by_order(tmp_path, poses):
     for path in (tmp_path / "masks").iterdir():
         path.rename(path.with_name("abcdefgh"[int(path.stem.split("_")[-1])] + ".png"))
     torch.testing.assert_close(load_views(tmp_path, AUTO).images, expected.images)
+
+
+def test_names_come_before_numbers_and_numbers_before_order():
+    def pairs(views: str, files: str, **selected) -> list[str]:
+        names = tuple(f"views/{v}" for v in views.split())
+        found = matched(names, tuple(f"masks/{f}" for f in sorted(files.split())), "mask", **selected)
+        return [f.removeprefix("masks/") for f in found]
+
+    assert pairs("front.png back.jpg left.png", "back.png front.png left.png") == ["front.png", "back.png", "left.png"]
+    assert pairs("y_0.png x_0.png", "x_0_mask.png y_0_mask.png") == ["y_0_mask.png", "x_0_mask.png"]
+    assert pairs("a.jpg b.jpg", "mask_b.png a.jpg.png") == ["a.jpg.png", "mask_b.png"]
+    assert pairs("v_2.png v_10.png", "m_02.png m_10.png") == ["m_02.png", "m_10.png"]
+    assert pairs("z.png y.png", "1.png 2.png") == ["2.png", "1.png"]  # the order of the names
+    assert pairs("c.png a.png", "a.png b.png c.png", selected=True) == ["c.png", "a.png"]
+    with pytest.raises(InputError, match="3 files for 2 views"):
+        pairs("c.png a.png", "x.png y.png z.png", selected=True)
+    with pytest.raises(InputError, match=r"left.png: no mask has the name or number"):
+        pairs("front.png back.png left.png", "back.png front.png lft.png")
+
+
+@pytest.mark.parametrize("cameras", ["file", "none", "sfm"])
+def test_a_camera_file_says_which_files_whoever_gives_the_poses(tmp_path, poses, cameras):
+    top = synthetic.write_views(tmp_path, poses, masks=True, alpha=False, depth=True)
+    top |= {"train_filenames": [f"views/view_{i:02d}.png" for i in (5, 1, 6)]}
+    if cameras != "file":
+        top["frames"][1].pop("transform_matrix")
+
+    def found() -> set[tuple[str, ...]]:
+        (tmp_path / "cameras.json").write_text(json.dumps(top))
+        plan = plan_views(tmp_path, ViewRules(cameras=cameras), Limits())
+        assert plan.masks is not None
+        assert plan.depths is not None
+        return set(zip(plan.views, plan.masks, plan.depths, strict=True))
+
+    def files(view: int, mask: int) -> tuple[str, ...]:
+        return f"views/view_{view:02d}.png", f"masks/mask_{mask:02d}.png", f"depth/depth_{view:02d}.png"
+
+    assert found() == {files(i, i) for i in (5, 1, 6)}
+    for i, frame in enumerate(top["frames"]):
+        frame["mask_path"] = f"cut/mask_{7 - i:02d}.png"  # of the folder it was made in, as uploads have none
+    assert found() == {files(i, 7 - i) for i in (5, 1, 6)}
+    (tmp_path / "cameras.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        plan_views(tmp_path, ViewRules(cameras=cameras), Limits())
+
+
+def test_the_rig_takes_the_depth_unit_of_a_camera_file(tmp_path):
+    rig = canonical6(48, 48)
+    poses, f = rig.world_from_camera.numpy(), float(rig.fx[0])
+    top = synthetic.write_views(tmp_path, poses, size=(48, 48), f=f, depth=True)
+    (tmp_path / "cameras.json").write_text(json.dumps(top | {"frames": top["frames"][::-1]}))
+    a, b = load_views(tmp_path, AUTO), load_views(tmp_path, ViewRules(cameras="canonical6"))
+    assert b.names == a.names[::-1]
+    assert a.depths is not None
+    torch.testing.assert_close(b.depths, a.depths.flip(0), atol=1e-5, rtol=0)
 
 
 def test_cancelled_between_files(tmp_path, poses):

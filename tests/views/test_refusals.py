@@ -94,6 +94,16 @@ def after(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
     return break_it
 
 
+def listed(**patterns: str) -> Callable[[Path], None]:
+    """Gives every frame the paths, {} its index."""
+
+    def break_it(folder: Path) -> None:
+        for i in range(6):
+            framed(i, **{key: pattern.format(f"{i:02d}") for key, pattern in patterns.items()})(folder)
+
+    return break_it
+
+
 def removed(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -149,6 +159,21 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a drive": (framed(3, file_path="C:\\x.png"), "cameras.json", "write paths relative to it"),
     "long name": (framed(3, file_path="x" * 5000), "cameras.json", "name an image"),
     "some masks only": (framed(3, mask_path="views/view_03.png"), "cameras.json", "for all or for none"),
+    "a listed mask missing": (
+        after(masked, listed(mask_path="masks/mask_{}.png"), removed("masks/mask_04.png")),
+        "cameras.json", "masks/mask_04.png is not in the view set as a mask; add the file",
+    ),
+    "a listed mask named as its view": (
+        listed(mask_path="masks/view_{}.png"), "cameras.json", "masks/view_00.png is not in the view set as a mask",
+    ),
+    "a view as its mask": (listed(mask_path="views/view_{}.png"), "cameras.json", "not in the view set as a mask"),
+    "a listed depth map missing": (
+        after(listed(depth_path="depth/depth_{}.png"), removed("depth/depth_04.png")),
+        "cameras.json", "not in the view set as a depth map",
+    ),
+    "a view that is another one": (
+        framed(3, file_path="other/view_02.png"), "cameras.json", "other/view_02.png would both be views/view_02.png",
+    ),
     "mask_path a number": (framed(3, mask_path=7), "cameras.json", "leave it out"),
     "pose NaN": (posed(nan), "view_03.png", "camera-to-world matrix in numbers"),
     "pose singular": (posed(lambda m: m * [[0], [1], [1], [1]]), "view_03.png", "a rotation and a position"),
@@ -173,7 +198,17 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "", "agree on no volume",
     ),
     "a mask missing": (after(masked, removed("masks/mask_04.png")), "masks", "give every view one mask"),
-    "a mask too many": (after(masked, image("masks/mask_9.png", "L", (64, 48))), "masks", "give every view one"),
+    "a mask too many": (
+        after(masked, image("masks/mask_9.png", "L", (64, 48)), removed("cameras.json")),
+        "masks", "give every view one",
+    ),
+    "mask names": (
+        after(masked, *(
+            lambda f, i=i, name=name: (f / f"masks/mask_{i:02d}.png").rename(f / f"masks/{name}.png")
+            for i, name in enumerate(["view_00", "view_01", "view_02", "view_03", "view_04", "extra"])
+        )),
+        "views/view_05.png", "rename the files of masks/",
+    ),
     "mask empty": (after(masked, image("masks/mask_04.png", "L", (64, 48))), "masks/mask_04.png", "white (255)"),
     "mask size": (after(masked, image("masks/mask_04.png", "L", (32, 48), 255)), "masks/mask_04.png", "view's size"),
     "mask numbers": (

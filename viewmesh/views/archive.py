@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.camera import Cameras
-from viewmesh.views.images import OTHER_IMAGE_SUFFIXES, SUFFIXES
+from viewmesh.views.find import IGNORED_NAMES, OTHER_IMAGE_SUFFIXES, SUFFIXES
 from viewmesh.views.limits import MIB, Limits
 from viewmesh.views.viewset import ViewSet
 
-IGNORED_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 UNPACKED_SUFFIXES = (*SUFFIXES, ".json", *OTHER_IMAGE_SUFFIXES)
 ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".jar")
 CAMERA_FIELDS = ("fx", "fy", "cx", "cy")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from viewmesh.errors import InputError
-from viewmesh.views.find import shown
+from viewmesh.views.find import resolve, shown
 from viewmesh.views.lens import Lens, LensModel
 from viewmesh.views.limits import Limits
 
@@ -40,7 +40,7 @@ class Frame:
     file_path: str
     mask_path: str | None
     depth_path: str | None
-    world_from_camera: np.ndarray  # (4, 4)
+    world_from_camera: np.ndarray | None  # (4, 4); None if poses were not asked for
     declared_size: tuple[int, int] | None  # width, height
     fields: dict[str, Any]
 
@@ -58,8 +58,8 @@ class CameraFile:
     depth_along_ray: bool
 
 
-def read_cameras(path: Path, name: str, limits: Limits) -> CameraFile:
-    """Reads and checks a camera file. Raises InputError."""
+def read_cameras(path: Path, name: str, limits: Limits, *, poses: bool = True) -> CameraFile:
+    """Reads and checks a camera file; its poses only if they are asked for. Raises InputError."""
     top = _json(path, name, limits)
     frames = top.get("frames")
     if not isinstance(frames, list) or not frames:
@@ -75,7 +75,7 @@ def read_cameras(path: Path, name: str, limits: Limits) -> CameraFile:
     if isinstance(train, list) and train:
         chosen = {t for t in train if isinstance(t, str)}
         frames = [f for f in frames if isinstance(f, dict) and f.get("file_path") in chosen] or frames
-    read = tuple(_frame(f, i, top, name) for i, f in enumerate(frames))
+    read = tuple(_frame(f, i, top, name, poses) for i, f in enumerate(frames))
     if len({f.file_path for f in read}) < len(read):
         raise InputError("two frames have the same file_path; list every view once.", file=name)
     for key in ("mask_path", "depth_path"):
@@ -88,6 +88,32 @@ def read_cameras(path: Path, name: str, limits: Limits) -> CameraFile:
             f"depth_unit_scale {unit} is not a length; give world units per integer step, such as 0.001.", file=name
         )
     return CameraFile(name, read, _aabb(top), unit, _along_ray(top, name))
+
+
+def named_files(root: Path, cameras: CameraFile) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The files of the frames, below root: views, masks, depth maps (none where the frames name none).
+
+    Raises InputError.
+    """
+    views = _files(root, cameras, "view", [f.file_path for f in cameras.frames], frozenset())
+    masks = _files(root, cameras, "mask", [f.mask_path for f in cameras.frames], frozenset(views))
+    depths = _files(root, cameras, "depth map", [f.depth_path for f in cameras.frames], frozenset(views))
+    return views, masks, depths
+
+
+def _files(
+    root: Path, cameras: CameraFile, what: str, paths: list[str | None], views: frozenset[str]
+) -> tuple[str, ...]:
+    of_path = {p: resolve(root, p, cameras.name, what, views) for p in paths if p is not None}
+    path_of: dict[str, str] = {}
+    for path, file in of_path.items():
+        if path_of.setdefault(file, path) != path:
+            raise InputError(
+                f"{shown(path_of[file])} and {shown(path)} would both be {shown(file)}; add the {what} that is "
+                "missing, or list it once.",
+                file=cameras.name,
+            )
+    return tuple(of_path[p] for p in paths if p is not None)
 
 
 def _json(path: Path, name: str, limits: Limits) -> dict:
@@ -108,7 +134,7 @@ def _json(path: Path, name: str, limits: Limits) -> dict:
     return top
 
 
-def _frame(frame: Any, index: int, top: dict, name: str) -> Frame:
+def _frame(frame: Any, index: int, top: dict, name: str, posed: bool) -> Frame:
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str) or not frame["file_path"].strip():
         raise InputError(f"frame {index} has no file_path; name its image, such as views/view_00.png.", file=name)
     where = f"{name}, frame {shown(frame['file_path'])}"
@@ -120,7 +146,7 @@ def _frame(frame: Any, index: int, top: dict, name: str) -> Frame:
         frame["file_path"],
         _optional_path(frame, ("mask_path",), where),
         _optional_path(frame, ("depth_path", "depth_file_path"), where),
-        _pose(frame.get("transform_matrix"), where),
+        _pose(frame.get("transform_matrix"), where) if posed else None,
         None if w is None or h is None else (round(w), round(h)),
         fields,
     )

@@ -1,16 +1,22 @@
 """Which files of a folder are the views, masks, depth maps and cameras. Knows names and folders; opens nothing."""
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from viewmesh.errors import InputError
-from viewmesh.views.archive import IGNORED_NAMES
-from viewmesh.views.images import OTHER_IMAGE_SUFFIXES, SUFFIXES
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_IMAGE_SUFFIXES = (
+    ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".arw",
+)  # fmt: skip
+IGNORED_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 CAMERA_FILES = ("cameras.json", "transforms_train.json", "transforms.json")
 VIEW_FOLDERS = ("views", "images")
+FOLDERS = {"view": VIEW_FOLDERS, "mask": ("masks",), "depth map": ("depth",)}
 CANONICAL6_NAMES = tuple(f"view_{i:02d}" for i in range(6))
+KIND = re.compile(r"^(view|image|mask|depth)[_-]|[_-](view|image|mask|depth)$")
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,9 @@ def find_files(folder: Path) -> Files:
     return Files(root, views, _images_in(root, "masks"), _images_in(root, "depth"), camera_file)
 
 
-def resolve(root: Path, file_path: str, camera_file: str) -> str:
-    """The file that a camera file's `file_path` means: with or without extension, below the root or views/.
+def resolve(root: Path, file_path: str, camera_file: str, what: str, views: Collection[str]) -> str:
+    """The file that a camera file's path of a view, mask or depth map means: with or without extension, below the
+    root or the folder of its kind, and there also by its name alone. views: files that no mask or depth map can be.
 
     Raises InputError if it leaves the folder or is not there.
     """
@@ -58,37 +65,66 @@ def resolve(root: Path, file_path: str, camera_file: str) -> str:
         or any(len(p.encode(errors="replace")) > 250 for p in path.parts)
     ):
         raise InputError(f"{shown(file_path)!r} is not a file name; name an image.", file=camera_file)
-    bases = [path, *(PurePosixPath(f) / path for f in VIEW_FOLDERS)]
-    bases += [PurePosixPath(f) / path.name for f in VIEW_FOLDERS]
-    for base in bases:
+    folders = [PurePosixPath(f) for f in FOLDERS[what]]
+    for base in (path, *(f / path for f in folders), *(f / path.name for f in folders)):
         for candidate in (base, *(base.with_name(base.name + s) for s in SUFFIXES)):
-            if (root / candidate).is_file():
+            if str(candidate) not in views and (root / candidate).is_file():
                 return str(candidate)
-    raise InputError(f"{shown(file_path)} is not in the view set; add the file or remove its frame.", file=camera_file)
+    remedy = "remove its frame" if what == "view" else "take its name out of the frames"
+    raise InputError(
+        f"{shown(file_path)} is not in the view set as a {what}; add the file or {remedy}.", file=camera_file
+    )
 
 
-def matched(views: tuple[str, ...], files: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """`files` (masks or depth maps) in the order of the views: by the number in the name, else by order.
+def matched(views: tuple[str, ...], files: tuple[str, ...], what: str, *, selected: bool = False) -> tuple[str, ...]:
+    """`files` (masks or depth maps) in the order of the views: by name, else by the number in it, else by the order
+    of the names. selected: the views may be some of more, then there may be more files than views.
 
-    Raises InputError if the counts differ or the numbers do.
+    Raises InputError if the counts differ, or if names or numbers tell some views' files but not all.
     """
+    folder = str(PurePosixPath(files[0]).parent) if files else what
+    enough = len(files) == len(views) or (selected and len(files) > len(views))
+    found, missing = paired(views, files) if enough else ((), None)
+    if found:
+        return found
+    if missing:
+        raise InputError(
+            f"no {what} has the name or number of this view; rename the files of {folder}/ so that theirs are the "
+            "views'.",
+            file=missing,
+        )
     if len(files) != len(views):
         raise InputError(
-            f"there are {len(files)} files for {len(views)} views; give every view one {what}, with the same number "
-            "in its name, or none at all.",
-            file=str(PurePosixPath(files[0]).parent) if files else what,
+            f"there are {len(files)} files for {len(views)} views; give every view one {what}, with the same name or "
+            "number, or none at all.",
+            file=folder,
         )
-    of_view, of_file = [number(v) for v in views], {number(f): f for f in files}
-    if None in of_view or None in of_file or len(set(of_view)) < len(views) or len(of_file) < len(files):
-        return files
-    for view, n in zip(views, of_view, strict=True):
-        if n not in of_file:
-            raise InputError(
-                f"no {what} has the number {n} of this view; rename the files of "
-                f"{PurePosixPath(files[0]).parent}/ so that their numbers are the views'.",
-                file=view,
-            )
-    return tuple(of_file[n] for n in of_view)
+    of_view = dict(zip(sorted(views, key=natural), files, strict=True))
+    return tuple(of_view[v] for v in views)
+
+
+def paired(views: Sequence[str], files: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """The views' files where all names tell, else where all numbers do. Where neither does: none, and the first view
+    without a file where some names are the views', or all files have numbers."""
+    missing = None
+    for key in (_bare, number):
+        of_view, of_file = [key(v) for v in views], {key(f): f for f in files}
+        if None in of_view or None in of_file or len(set(of_view)) < len(views) or len(of_file) < len(files):
+            continue
+        lost = [view for view, k in zip(views, of_view, strict=True) if k not in of_file]
+        if not lost:
+            return tuple(of_file[k] for k in of_view), None
+        if key is number or len(lost) < len(views):
+            missing = lost[0]
+    return (), missing
+
+
+def _bare(name: str) -> str:
+    """A file's name without folder, endings and the word for what it is: front of masks/mask_front.jpg.png."""
+    path = PurePosixPath(name)
+    while path.suffix.lower() in SUFFIXES:
+        path = path.with_suffix("")
+    return KIND.sub("", path.name.casefold())
 
 
 def number(name: str) -> int | None:
@@ -127,7 +163,7 @@ def _images_in(root: Path, name: str) -> tuple[str, ...]:
                 file=str(PurePosixPath(name) / path.name),
             )
     names = [str(PurePosixPath(name) / p.name) for p in files if p.suffix.lower() in SUFFIXES]
-    return tuple(sorted(names, key=_natural))
+    return tuple(sorted(names, key=natural))
 
 
 def _innermost(folder: Path) -> Path:
@@ -144,6 +180,7 @@ def _counts(path: Path) -> bool:
     return not path.name.startswith(".") and path.name.casefold() not in IGNORED_NAMES
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """The key by which names with numbers sort as people count."""
     parts = re.split(r"(\d+)", name, flags=re.ASCII)
     return [(0, int(p[-18:]), "") if p.isdigit() and p.isascii() else (1, 0, p.casefold()) for p in parts]

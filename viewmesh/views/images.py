@@ -11,10 +11,6 @@ from viewmesh.errors import InputError
 from viewmesh.views.limits import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_IMAGE_SUFFIXES = (
-    ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".arw",
-)  # fmt: skip
 SENSOR_WIDTH_35MM = 36.0  # mm, what EXIF's 35 mm equivalent focal length refers to
 _ORIENTATION, _FOCAL_35MM, _EXIF_IFD = 0x0112, 0xA405, 0x8769
 _SWAPS_SIDES = (5, 6, 7, 8)

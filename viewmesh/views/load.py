@@ -16,9 +16,9 @@ from viewmesh.options import ViewRules
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.views import masks as masking
 from viewmesh.views.archive import unpack
-from viewmesh.views.cameras_file import CameraFile, Frame, read_cameras
+from viewmesh.views.cameras_file import CameraFile, Frame, named_files, read_cameras
 from viewmesh.views.depth import check_depths, read_depth
-from viewmesh.views.find import Files, find_files, is_canonical6, matched, resolve
+from viewmesh.views.find import Files, find_files, is_canonical6, matched, natural
 from viewmesh.views.grabcut import from_border
 from viewmesh.views.images import read_mask, read_photo
 from viewmesh.views.lens import Lens
@@ -40,7 +40,7 @@ class Plan:
     views: tuple[str, ...]
     masks: tuple[str, ...] | None
     depths: tuple[str, ...] | None
-    frames: tuple[Frame, ...] | None  # when the cameras come from a file
+    frames: tuple[Frame, ...] | None  # of the camera file; their poses are used if they are the camera_source
     camera_file: CameraFile | None
     camera_source: CameraSource | None
     warnings: tuple[str, ...] = ()
@@ -132,20 +132,16 @@ def plan_views(folder: Path, rules: ViewRules, limits: Limits) -> Plan:
     """Decides where poses come from and which files belong to which view. Raises InputError or OptionError."""
     files = find_files(folder)
     source = _camera_source(files, rules)
-    camera_file, frames, masks, depths = None, None, None, None
-    names = files.views
-    if files.camera_file is not None and (source == "file" or not names):
-        camera_file = read_cameras(files.root / files.camera_file, files.camera_file, limits)
+    camera_file, frames = None, None
+    names, masks, depths = files.views, (), ()
+    if files.camera_file is not None:
+        path = files.root / files.camera_file
+        camera_file = read_cameras(path, files.camera_file, limits, poses=source == "file")
+        if source != "file":  # the rig goes by the order of the names
+            order = sorted(camera_file.frames, key=lambda frame: natural(frame.file_path))
+            camera_file = replace(camera_file, frames=tuple(order))
         frames = camera_file.frames
-
-        def named(path: str) -> str:
-            return resolve(files.root, path, files.camera_file or "")
-
-        names = tuple(named(f.file_path) for f in frames)
-        if frames[0].mask_path is not None:
-            masks = tuple(named(f.mask_path or "") for f in frames)
-        if frames[0].depth_path is not None:
-            depths = tuple(named(f.depth_path or "") for f in frames)
+        names, masks, depths = named_files(files.root, camera_file)
     if source == "canonical6" and not is_canonical6(names):
         raise InputError(
             f"the canonical rig needs exactly six views named view_00 to view_05, there are {len(names)}; rename "
@@ -156,11 +152,11 @@ def plan_views(folder: Path, rules: ViewRules, limits: Limits) -> Plan:
         raise InputError(
             f"there are {len(names)} views, at most {limits.listed_views} are read; give fewer.", file="views/"
         )
-    if masks is None and files.masks:
-        masks = matched(names, files.masks, "mask")
-    if depths is None and files.depths:
-        depths = matched(names, files.depths, "depth map")
-    plan = Plan(files.root, names, masks, depths, frames if source == "file" else None, camera_file, source)
+    if not masks and files.masks:
+        masks = matched(names, files.masks, "mask", selected=frames is not None)
+    if not depths and files.depths:
+        depths = matched(names, files.depths, "depth map", selected=frames is not None)
+    plan = Plan(files.root, names, masks or None, depths or None, frames, camera_file, source)
     _check_total(plan, limits)
     return _thinned(plan, limits)
 
@@ -189,7 +185,7 @@ def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[P
     pixels = read_photo(plan.root / name, name, limits, None if frame is None else frame.declared_size)
     alpha = pixels.alpha if pixels.alpha is not None and pixels.alpha.min() < 255 else None
     photo = Photo(name, pixels.rgb, focal_px=pixels.focal_px)
-    if frame is not None and plan.camera_file is not None:
+    if frame is not None and plan.camera_file is not None and plan.camera_source == "file":
         photo = replace(
             photo, lens=frame.lens(*photo.size, plan.camera_file.name), world_from_camera=frame.world_from_camera
         )
