@@ -27,13 +27,13 @@ from serve_app import outbound
 from serve_app.problems import ProblemError, of_validation
 from serve_app.settings import Limits, Outbound
 from viewmesh.options import Options
+from viewmesh.views.find import paired
 
 T = TypeVar("T")
 LISTS = {"views": "view", "masks": "mask", "depth": "depth"}
 SINGLES = {"cameras": "cameras.json", "archive": "archive.zip"}
 TEXTS = ("options", "webhook_url", "image_urls")
 SPILL_BYTES = 1 << 20  # of a part that was taken from the request and is not yet written
-NUMBER = re.compile(r"(\d+)(?!.*\d)")
 SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -371,7 +371,8 @@ def parse_options(text: str) -> Options:
 
 
 def named(files: list[File]) -> dict[str, Ref]:
-    """Names inside the view set: masks and depth get their view's number, by their own number or by order.
+    """Names inside the view set: masks and depth keep theirs where these tell the view, else they get their view's,
+    by order.
 
     Raises ProblemError 422 unless there is an archive, or at least one view, and not both.
     """
@@ -399,33 +400,28 @@ def named(files: list[File]) -> dict[str, Ref]:
         )
     names = _view_names(views)
     result.update({f"views/{name}": view.ref for name, view in zip(names, views, strict=True)})
-    numbers = [_number(name) for name in names]
-    if not all(numbers) or len(set(numbers)) < len(names):  # then order decides, and the library goes by sorted names
-        ranks = {name: rank for rank, name in enumerate(sorted(names))}
-        numbers = [f"{ranks[name]:02d}" for name in names]
-    for name, stem in (("masks", "mask"), ("depth", "depth")):
-        found = by_field.get(name, [])
+    for field in ("masks", "depth"):
+        found = by_field.get(field, [])
         if len(found) > len(views):
-            raise ProblemError(422, "invalid_request", f"There are {len(found)} {name} for {len(views)} views.")
-        own = [_number(file.filename) for file in found]
-        matched = all(number in numbers for number in own) and len(set(own)) == len(own)
-        for i, file in enumerate(found):
-            number = own[i] if matched else numbers[i]
-            result[f"{name}/{stem}_{number}{_suffix(file.filename)}"] = file.ref
+            raise ProblemError(422, "invalid_request", f"There are {len(found)} {field} for {len(views)} views.")
+        own = _own_names(found)
+        if not paired(names, own)[0]:
+            own = [name + _suffix(file.filename) for name, file in zip(names, found, strict=False)]
+        result.update({f"{field}/{name}": file.ref for name, file in zip(own, found, strict=True)})
     return result
 
 
 def _view_names(views: list[File]) -> list[str]:
-    """The files' own names, made plain, where these differ (a camera file may name them); else by order."""
+    """The files' own names where these differ, else by order."""
+    return _own_names(views) or [f"view_{i:02d}{_suffix(view.filename)}" for i, view in enumerate(views)]
+
+
+def _own_names(views: list[File]) -> list[str]:
+    """The files' own names, made plain, where these differ (a camera file may name them); else none."""
     own = [SAFE.sub("_", Path(view.filename.replace("\\", "/")).name).lstrip(".")[-100:] for view in views]
     if all(own) and len({name.lower() for name in own}) == len(views):
         return [name if Path(name).suffix else f"{name}.png" for name in own]
-    return [f"view_{i:02d}{_suffix(view.filename)}" for i, view in enumerate(views)]
-
-
-def _number(name: str) -> str:
-    found = NUMBER.search(Path(name).stem)
-    return found.group(1) if found else ""
+    return []
 
 
 def _suffix(name: str) -> str:

@@ -17,6 +17,7 @@ from deployments.fakes import fake_view
 from serve_app.problems import ProblemError
 from serve_app.settings import Limits
 from serve_app.uploads import SPILL_BYTES, File, _Part, named
+from viewmesh.views.find import matched, natural
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 URL = "/v1/reconstructions"
@@ -165,14 +166,42 @@ async def test_an_upload_that_is_given_up_while_it_is_written_leaves_no_file(tmp
     assert not list((tmp_path / "tmp").iterdir())
 
 
-async def test_names_match_by_number_else_by_order():
-    assert set(named([*files("views", "img_7.png", "img_3.png"), *files("masks", "m3.png", "m7.png")])) == {
-        "views/img_7.png", "views/img_3.png", "masks/mask_3.png", "masks/mask_7.png",
+@pytest.mark.parametrize(
+    ("given", "masks", "expected"),
+    [
+        ("img_7.png img_3.png", "m3.png m7.png", "m7.png m3.png"),
+        ("img_7.png img_3.png", "m_03.png m_07.png", "m_07.png m_03.png"),
+        ("left.png back.JPG", "back_mask.png left_mask.png", "left_mask.png back_mask.png"),
+        ("left.png back.JPG", "x.png y.png", "x.png y.png"),  # from here on, as they were sent
+        ("left.png back.png", "blob blob", "blob blob"),
+        ("blob blob", "y.png x.png", "y.png x.png"),
+        ("a.png a.jpg", "y.png x.png", "y.png x.png"),
+        ("f10_1.png f9_1.png", "x.png y.png", "x.png y.png"),
+        ("view_01.png view_00.png", "blob blob", "blob blob"),
+    ],
+)
+async def test_the_library_finds_each_views_mask(given: str, masks: str, expected: str):
+    def sent(field: str, names: str) -> list[File]:
+        return [File(field, name, Ref(f"{field}/{i}/{name}", "0" * 64, 1)) for i, name in enumerate(names.split())]
+
+    views, of_masks = sent("views", given), sent("masks", masks)
+    found = named([*views, *of_masks])
+    in_folder = [sorted((n for n in found if n.startswith(f)), key=natural) for f in ("views/", "masks/")]
+    pairs = dict(zip(in_folder[0], matched(tuple(in_folder[0]), tuple(in_folder[1]), "mask"), strict=True))
+    of_view = {found[view].key: found[mask] for view, mask in pairs.items()}
+    order = of_masks if expected == masks else [of_masks[masks.split().index(name)] for name in expected.split()]
+    assert of_view == {view.ref.key: mask.ref for view, mask in zip(views, order, strict=True)}
+
+
+async def test_files_keep_the_names_that_a_camera_file_may_say():
+    sent = [
+        *files("views", "a 1.png", "a 2.JPG"),
+        *files("masks", "a 1.png", "a 2.png"),
+        *files("depth", "d2.png", "d1"),
+    ]
+    assert set(named(sent)) == {
+        "views/a_1.png", "views/a_2.JPG", "masks/a_1.png", "masks/a_2.png", "depth/d2.png", "depth/d1.png",
     }  # fmt: skip
-    assert set(named([*files("views", "blob", "blob"), *files("depth", "x.png", "y.png")])) == {
-        "views/view_00.png", "views/view_01.png", "depth/depth_00.png", "depth/depth_01.png",
-    }  # fmt: skip
-    assert set(named(files("views", "front.png", "back.JPG"))) == {"views/front.png", "views/back.JPG"}
 
 
 @given(names=st.lists(st.text(max_size=40), min_size=1, max_size=5), masks=st.lists(st.text(max_size=20), max_size=5))
@@ -183,6 +212,7 @@ async def test_no_file_name_leaves_the_view_set(names: list[str], masks: list[st
     except ProblemError:
         return
     assert sum(name.startswith("views/") for name in found) == len(names)
+    assert sum(name.startswith("masks/") for name in found) == len(masks)
     for name in found:
         folder, _, base = name.partition("/")
         assert folder in ("views", "masks")
