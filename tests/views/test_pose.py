@@ -105,6 +105,18 @@ def test_pixels_are_undistorted_as_images_are():
     np.testing.assert_allclose(back, np.stack([columns, rows], -1).reshape(-1, 2), atol=0.01)
 
 
+@pytest.mark.parametrize("along_ray", [False, True])
+def test_depth_maps_scale_the_reconstruction(along_ray):
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.uniform(-1, 1, (200, 2)), rng.uniform(-2, -1, (200, 1))], -1)
+    depth = np.linalg.norm(points, axis=-1) if along_ray else -points[:, 2]
+    photo = Photo("a", np.zeros((1, 200, 3), np.uint8), depth=7 * depth[None], depth_along_ray=along_ray)
+    cell = np.arange(200)
+    model = {"views": np.array([0]), "points": points, "seen": np.stack([0 * cell, cell], -1),
+             "pixels": np.stack([cell + 0.5, 0 * cell + 0.5], -1)}  # fmt: skip
+    assert posing._depth_scale([photo], model, np.eye(4)[None]) == pytest.approx(7)
+
+
 def test_a_wrongly_posed_view_is_left_out(monkeypatch, tmp_path):
     poses = synthetic.ring(8)
     wrong = poses.copy()

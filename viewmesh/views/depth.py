@@ -21,10 +21,10 @@ AGREEING = 0.5  # share of the object's depth pixels that must land near the obj
 def read_depth(
     photo: Photo, path: Path, name: str, camera_file: CameraFile | None, rules: ViewRules, limits: Limits
 ) -> Photo:
-    """The photo with its depth map: float32 z-depth in world units, 0 = unknown.
+    """The photo with its depth map: float32 in world units, 0 = unknown.
 
     The unit is the rules' depth_unit_scale, else the camera file's, else 0.001. Depth is along the optical axis unless
-    the camera file says `depth_kind: ray`; then it is converted. Raises InputError.
+    the camera file says `depth_kind: ray`. Raises InputError.
     """
     integers = read_depth_integers(path, name, limits)
     if integers.shape != photo.rgb.shape[:2]:
@@ -37,9 +37,7 @@ def read_depth(
         raise InputError("the depth map is 0 (unknown) everywhere; leave depth out or render it again.", file=name)
     declared = rules.depth_unit_scale or (None if camera_file is None else camera_file.depth_unit)
     depth = integers.astype(np.float32) * np.float32(declared or DEFAULT_UNIT)
-    if camera_file is not None and camera_file.depth_along_ray and photo.lens is not None:
-        depth *= _z_per_ray(photo)
-    return replace(photo, depth=depth)
+    return replace(photo, depth=depth, depth_along_ray=camera_file is not None and camera_file.depth_along_ray)
 
 
 def check_depths(views: ViewSet) -> None:
@@ -59,12 +57,3 @@ def check_depths(views: ViewSet) -> None:
                 "its distance); check depth_unit_scale, and that depth is along the optical axis.",
                 file=name,
             )
-
-
-def _z_per_ray(photo: Photo) -> np.ndarray:
-    """cos of the angle between each pixel's ray and the optical axis, (H, W) float32; of a pinhole."""
-    lens = photo.lens
-    assert lens is not None
-    x = ((np.arange(lens.width) + 0.5 - lens.cx) / lens.fx)[None, :]
-    y = ((np.arange(lens.height) + 0.5 - lens.cy) / lens.fy)[:, None]
-    return (1 / np.sqrt(1 + x * x + y * y)).astype(np.float32)

@@ -171,7 +171,7 @@ def read_photos(
         check(cancelled)
         progress("read", i + 1, len(plan.views))
         photo, has_alpha = _read_photo(plan, i, rules, limits)
-        photo = shrunk(undistorted(photo), max_size)
+        photo = undistorted(shrunk(photo, max_size))  # in this order: at full size a lens costs seconds and gigabytes
         photos.append(photo)
         alphas[photo.name] = has_alpha
     return photos, masking.choose(rules, plan.masks is not None, alphas)
@@ -246,7 +246,7 @@ def _masked(
     else:
         images = [p.rgb for p in photos]
         masks = multiview_masks(images, _cameras(photos), hints.sparse, progress, cancelled)
-    return [replace(p, coverage=m) for p, m in zip(photos, masks, strict=True)]
+    return masking.within_photos(photos, masks)
 
 
 def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:

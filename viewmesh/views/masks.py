@@ -65,5 +65,10 @@ def check_found(photos: list[Photo]) -> None:
 
 
 def by_matting(photos: list[Photo]) -> list[Photo]:
-    masks = matting.matted([p.rgb for p in photos])
-    return [replace(p, coverage=m) for p, m in zip(photos, masks, strict=True)]
+    return within_photos(photos, matting.matted([p.rgb for p in photos]))
+
+
+def within_photos(photos: list[Photo], masks: list[np.ndarray]) -> list[Photo]:
+    """The photos with masks that were found; the object is nowhere where a photo is known to have no pixel."""
+    found = (m if p.coverage is None else np.minimum(m, p.coverage) for p, m in zip(photos, masks, strict=True))
+    return [replace(p, coverage=m) for p, m in zip(photos, found, strict=True)]

@@ -1,5 +1,6 @@
 """Photo: one view while it is being prepared, and what is done to it before all views share one size."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -11,13 +12,15 @@ from viewmesh.views.lens import Lens
 
 @dataclass(frozen=True)
 class Photo:
-    """rgb: (H, W, 3) uint8. coverage: (H, W) uint8 mask of the object, None if not known. depth: (H, W) float32
-    z-depth in world units, 0 = unknown. lens, world_from_camera (4, 4): None until posed. focal_px: EXIF's."""
+    """rgb: (H, W, 3) uint8. coverage: (H, W) uint8 mask of the object, None if not known; or 0 where the photo has no
+    pixel. depth: (H, W) float32 in world units, 0 = unknown: z-depth, or the distance if depth_along_ray. lens,
+    world_from_camera (4, 4): None until posed. focal_px: EXIF's."""
 
     name: str
     rgb: np.ndarray
     coverage: np.ndarray | None = None
     depth: np.ndarray | None = None
+    depth_along_ray: bool = False
     lens: Lens | None = None
     world_from_camera: np.ndarray | None = None
     focal_px: float | None = None
@@ -37,7 +40,7 @@ def shrunk(photo: Photo, max_size: int) -> Photo:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return replace(
         photo,
-        rgb=_shrunk_colour(photo, size),
+        rgb=_colour(photo, lambda image: cv2.resize(image, size, interpolation=cv2.INTER_AREA)),
         coverage=None if photo.coverage is None else cv2.resize(photo.coverage, size, interpolation=cv2.INTER_AREA),
         depth=None if photo.depth is None else cv2.resize(photo.depth, size, interpolation=cv2.INTER_NEAREST_EXACT),
         lens=None if photo.lens is None else photo.lens.resized(*size),
@@ -46,21 +49,40 @@ def shrunk(photo: Photo, max_size: int) -> Photo:
 
 
 def undistorted(photo: Photo) -> Photo:
-    """The photo as a pinhole of the same focal length would have seen it; what the lens did not see is masked out."""
-    if photo.lens is None or not photo.lens.distorted:
+    """The photo, once it has a lens, as a pinhole of the same focal length would have seen it, its depth along the
+    axis; what the lens did not see is masked out."""
+    lens = photo.lens
+    if lens is None:
         return photo
-    pixels = optics.distorted_pixels(photo.lens)
-    seen = optics.seen(photo.lens, pixels)
+    if lens.distorted:
+        photo = _by_pinhole(photo, lens)
+    if photo.depth is None or not photo.depth_along_ray:
+        return photo
+    return replace(photo, depth=photo.depth * _z_per_ray(lens), depth_along_ray=False)
+
+
+def _by_pinhole(photo: Photo, lens: Lens) -> Photo:
+    pixels = optics.distorted_pixels(lens)
+    seen = optics.seen(lens, pixels)
     coverage = photo.coverage
     if coverage is not None:
         coverage = optics.resample(coverage, pixels) * seen
+    elif not seen.all():
+        coverage = np.where(seen, np.uint8(255), np.uint8(0))
     return replace(
         photo,
-        rgb=optics.resample(photo.rgb, pixels),
+        rgb=_colour(photo, lambda image: optics.resample(image, pixels)),
         coverage=coverage,
         depth=None if photo.depth is None else optics.resample(photo.depth, pixels, nearest=True) * seen,
-        lens=photo.lens.as_pinhole(),
+        lens=lens.as_pinhole(),
     )
+
+
+def _z_per_ray(lens: Lens) -> np.ndarray:
+    """cos of the angle between each pixel's ray and the optical axis, (H, W) float32; of a pinhole."""
+    x = ((np.arange(lens.width) + 0.5 - lens.cx) / lens.fx)[None, :]
+    y = ((np.arange(lens.height) + 0.5 - lens.cy) / lens.fy)[:, None]
+    return (1 / np.sqrt(1 + x * x + y * y)).astype(np.float32)
 
 
 def padded(photo: Photo, width: int, height: int) -> Photo:
@@ -81,11 +103,10 @@ def padded(photo: Photo, width: int, height: int) -> Photo:
     )
 
 
-def _shrunk_colour(photo: Photo, size: tuple[int, int]) -> np.ndarray:
-    """Area-averaged colour; where there is a mask, of the object's pixels alone, so that no background bleeds in."""
+def _colour(photo: Photo, resampled: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Resampled colour; where there is a mask, of the object's pixels alone, so that no background bleeds in."""
     if photo.coverage is None:
-        return cv2.resize(photo.rgb, size, interpolation=cv2.INTER_AREA)
+        return resampled(photo.rgb)
     weight = photo.coverage.astype(np.float32)[..., None] / 255 + 1e-4
-    colour = cv2.resize(photo.rgb * weight, size, interpolation=cv2.INTER_AREA)
-    total = cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
-    return np.clip(colour / total[..., None] + 0.5, 0, 255).astype(np.uint8)
+    colour, total = resampled(photo.rgb * weight), resampled(weight)
+    return np.clip(colour / np.maximum(total, 1e-6)[..., None] + 0.5, 0, 255).astype(np.uint8)

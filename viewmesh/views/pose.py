@@ -174,6 +174,8 @@ def _depth_scale(photos: list[Photo], model: dict[str, np.ndarray], opengl: np.n
         inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
         points = model["points"][model["seen"][of_view, 1]][inside]
         z = -((points - opengl[k, :3, 3]) @ opengl[k, :3, :3])[:, 2]
+        if photos[i].depth_along_ray:
+            z = np.where(z > 0, np.linalg.norm(points - opengl[k, :3, 3], axis=-1), z)
         measured = depth[y[inside], x[inside]]
         known = (measured > 0) & (z > 1e-9)
         ratios.append(measured[known] / z[known])

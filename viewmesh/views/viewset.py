@@ -17,8 +17,9 @@ class ViewSet:
     """N views of one object.
 
     names: the files' names as the user knows them, e.g. "views/view_00.png".
-    images: (N, H, W, 4) uint8 sRGB, straight alpha; the alpha channel is the object's coverage (255 everywhere where
-        there is no mask). Views of other sizes have been scaled and padded to one size, their intrinsics with them.
+    images: (N, H, W, 4) uint8 sRGB, straight alpha; the alpha channel is the object's coverage (without masks 255
+        wherever the photo has a pixel). Views of other sizes have been scaled and padded to one size, their
+        intrinsics with them.
     cameras: in the frame "scene"; None when the views are not posed (generative models need no cameras).
     depths: (N, H, W) float32 z-depth in scene units, 0 = unknown; None if the view set has no depth.
     world_from_scene: (4, 4) float64 similarity. The scene frame is where the work is done: the object lies within
