@@ -1,4 +1,4 @@
-"""Photos on their way to one size and one kind of camera."""
+"""Photos on their way to one size and one kind of camera, and mask files in all the ways that they are written."""
 
 import json
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from viewmesh.options import ViewRules
 from viewmesh.progress import never, silent
+from viewmesh.views.images import read_mask
 from viewmesh.views.lens import Lens
 from viewmesh.views.limits import Limits
 from viewmesh.views.load import plan_views, read_photos
@@ -97,3 +98,39 @@ def test_distances_to_a_plane_become_its_depth_under_any_lens(lens):
     known = photo.depth > 0
     assert known.mean() > 0.9
     np.testing.assert_allclose(photo.depth[known], 3.0, rtol=0.01)  # looked up at the nearest pixel
+
+
+LABEL = [0, 0, 0, 128, 0, 0] + [0] * 762
+SQUARE = np.zeros((32, 32), np.uint8)
+SQUARE[8:24, 8:24] = 1
+
+
+def palette() -> Image.Image:
+    image = Image.fromarray(SQUARE, "P")
+    image.putpalette(LABEL)
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(SQUARE),
+        Image.fromarray(SQUARE * 38),
+        Image.fromarray(SQUARE * 255),
+        Image.fromarray(SQUARE * 255).convert("1"),
+        Image.fromarray(SQUARE.astype(np.uint16)),
+        Image.fromarray(SQUARE.astype(np.uint16) * 65535),
+        Image.merge("RGBA", [Image.new("L", (32, 32), 7)] * 3 + [Image.fromarray(SQUARE * 255)]),
+        palette(),
+    ],
+    ids=["0 and 1", "0 and 38", "8 bit", "1 bit", "16 bit, 0 and 1", "16 bit", "alpha", "label's colour"],
+)
+def test_a_mask_of_two_values_is_one_in_every_mode(tmp_path, mask):
+    mask.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", "m.png", Limits()), SQUARE * 255)
+
+
+def test_a_soft_mask_stays_soft(tmp_path):
+    soft = np.linspace(0, 255, 1024).astype(np.uint8).reshape(32, 32)
+    Image.fromarray(soft).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", "m.png", Limits()), soft)

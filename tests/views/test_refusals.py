@@ -104,6 +104,13 @@ def listed(**patterns: str) -> Callable[[Path], None]:
     return break_it
 
 
+def faint(name: str) -> Callable[[Path], object]:
+    """A mask that rises from 0 to 60."""
+    return lambda folder: Image.fromarray(np.tile(np.minimum(np.arange(64, dtype=np.uint8), 60), (48, 1))).save(
+        folder / name
+    )
+
+
 def removed(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -127,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated png": (written(VIEW, encoded("PNG")[:-400]), VIEW, "save or upload it again"),
     "truncated jpeg": (written(VIEW, encoded("JPEG")[:-300]), VIEW, "save or upload it again"),
     "animated": (written(VIEW, animated()), VIEW, "save one frame"),
-    "bomb": (written(VIEW, bomb()), VIEW, "scale it down"),
+    "bomb": (written(VIEW, bomb()), VIEW, "the image has far too many pixels, at most 50 million are read; scale it"),
     "too small": (image(VIEW, "RGBA", (8, 8)), VIEW, "give a larger one"),
     "size against w, h": (image(VIEW, "RGBA", (32, 24), (9, 9, 9, 99)), VIEW, "the camera was estimated from"),
     "missing view": (removed(VIEW), "cameras.json", "add the file or remove its frame"),
@@ -201,6 +208,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a mask too many": (
         after(masked, image("masks/mask_9.png", "L", (64, 48)), removed("cameras.json")),
         "masks", "give every view one",
+    ),
+    "mask too dark": (
+        after(masked, faint("masks/mask_04.png")),
+        "masks/mask_04.png", "is 60, which is no object; mark the object white (255)",
     ),
     "mask names": (
         after(masked, *(

@@ -44,13 +44,27 @@ def read_photo(path: Path, name: str, limits: Limits, declared: tuple[int, int] 
 
 
 def read_mask(path: Path, name: str, limits: Limits) -> np.ndarray:
-    """A mask file as coverage (H, W) uint8: its alpha channel if that says anything, else its brightness."""
+    """A mask file as coverage (H, W) uint8: its alpha channel if that says anything, else its brightness.
+
+    Of two values, one of them 0, the other one is the object, however dark: 0 and 1 or a label's colour are common.
+    Raises InputError, also if the brightest of more values is too dark to be an object.
+    """
     image = _decoded(path, name, limits)
     rgb, alpha = _rgb_alpha(image)
     if alpha is not None and alpha.min() < 255:
         return alpha
-    grey = rgb.max(-1)
-    return grey * 255 if grey.max() == 1 else grey  # masks of 0 and 1 are common
+    coverage = rgb.max(-1)
+    values = np.asarray(image) if image.mode.startswith("I") else coverage
+    top = int(values.max())
+    if top == 1 or (values.min() == 0 and ((values == 0) | (values == top)).all()):
+        return np.where(values > 0, np.uint8(255), np.uint8(0))
+    if coverage.max() < 128:
+        raise InputError(
+            f"the brightest value of the mask is {top}, which is no object; mark the object white "
+            f"({255 if values is coverage else 65535}).",
+            file=name,
+        )
+    return coverage
 
 
 def read_depth_integers(path: Path, name: str, limits: Limits) -> np.ndarray:
@@ -87,7 +101,7 @@ def _decoded(path: Path, name: str, limits: Limits, formats: tuple[str, ...] = F
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(name, limits, "far more pixels than that") from None
+        raise _too_many_pixels(name, limits, "far too many pixels") from None
     except Image.UnidentifiedImageError:
         expected = "a PNG" if formats == ("PNG",) else "a PNG, JPEG or WebP image"
         raise InputError(f"this is not {expected}; convert it to {expected}.", file=name) from None
@@ -100,7 +114,7 @@ def _decoded(path: Path, name: str, limits: Limits, formats: tuple[str, ...] = F
 def _check_size(image: Image.Image, name: str, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.pixels:
-        raise _too_many_pixels(name, limits, f"{width} x {height}")
+        raise _too_many_pixels(name, limits, f"{width} x {height} pixels")
     if min(width, height) < limits.min_side:
         raise InputError(
             f"the image is {width} x {height} pixels, at least {limits.min_side} on each side are needed; "
@@ -113,7 +127,7 @@ def _check_size(image: Image.Image, name: str, limits: Limits) -> None:
 
 def _too_many_pixels(name: str, limits: Limits, size: str) -> InputError:
     return InputError(
-        f"the image has {size} pixels, at most {limits.pixels / 1e6:.0f} million are read; scale it down.", file=name
+        f"the image has {size}, at most {limits.pixels / 1e6:.0f} million are read; scale it down.", file=name
     )
 
 
