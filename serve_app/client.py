@@ -10,8 +10,11 @@ Reading is repeated when the connection breaks; submitting too, under an Idempot
 
 import hashlib
 import json
+import shutil
+import tempfile
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +29,12 @@ from serve_app.schemas import (
     ReconstructionList,
     ReconstructionView,
 )
-from viewmesh.errors import InputError, ViewmeshError
+from viewmesh.errors import ViewmeshError
 from viewmesh.options import Options
+from viewmesh.views.find import Files, find_files
+from viewmesh.views.limits import Limits
 
 RETRIES = 8
-VIEWS = ("views", "images")
-CAMERAS = ("cameras.json", "transforms.json", "transforms_train.json")
 
 
 class ServiceError(ViewmeshError):
@@ -73,17 +76,20 @@ class Client:
             fields["webhook_url"] = webhook_url
         key = idempotency_key or uuid.uuid4().hex
 
-        def send() -> httpx.Response:
-            files = [(field, (path.name, open(path, "rb"))) for field, path in files_of(source)]  # noqa: SIM115
-            try:
-                return self.http.post(
-                    "/v1/reconstructions", data=fields, files=files, headers={"idempotency-key": key}, timeout=900
-                )
-            finally:
-                for _, (_, opened) in files:
-                    opened.close()
+        with tempfile.TemporaryDirectory(prefix="viewmesh-submit-") as scratch:
+            parts = files_of(source, Path(scratch))
 
-        return ReconstructionView.model_validate(self._ask(send).json())
+            def send() -> httpx.Response:
+                files = [(field, (path.name, open(path, "rb"))) for field, path in parts]  # noqa: SIM115
+                try:
+                    return self.http.post(
+                        "/v1/reconstructions", data=fields, files=files, headers={"idempotency-key": key}, timeout=900
+                    )
+                finally:
+                    for _, (_, opened) in files:
+                        opened.close()
+
+            return ReconstructionView.model_validate(self._ask(send).json())
 
     def get(self, job_id: str) -> ReconstructionView:
         return ReconstructionView.model_validate(self._get(f"/v1/reconstructions/{job_id}").json())
@@ -178,25 +184,32 @@ class Client:
         raise AssertionError("unreachable")
 
 
-def files_of(source: Path) -> list[tuple[str, Path]]:
-    """(field, file) of a view set in a folder, or the zip itself."""
+def files_of(source: Path, scratch: Path) -> list[tuple[str, Path]]:
+    """(field, file) of a view set in a folder, or the zip itself. With a camera file, which may name its pictures
+    anywhere below the folder, or with very many views it is a zip written into scratch. Raises InputError."""
     if source.is_file():
         return [("archive", source)]
-    folder = next((source / name for name in VIEWS if (source / name).is_dir()), source)
-    views = _pictures(folder)
-    if not views:
-        raise InputError("has no pictures", file=str(source), hint="Put PNG, JPEG or WebP files into views/.")
-    found = [("views", path) for path in views]
-    for field in ("masks", "depth"):
-        found += [(field, path) for path in _pictures(source / field)]
-    cameras = next((source / name for name in CAMERAS if (source / name).is_file()), None)
-    return found + ([("cameras", cameras)] if cameras else [])
+    files = find_files(source)
+    if files.camera_file is not None or len(files.views) > Limits().views:
+        return [("archive", _packed(files, scratch / "views.zip"))]
+    fields = {"views": files.views, "masks": files.masks, "depth": files.depths}
+    return [(field, files.root / name) for field, names in fields.items() for name in names]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+def _packed(files: Files, archive: Path) -> Path:
+    """A zip of what a job with these files reads; equal for equal files."""
+    names = {*files.views, *files.masks, *files.depths}
+    if files.camera_file is not None:
+        from viewmesh.views.cameras_file import named_files, read_cameras  # OpenCV comes with it
+
+        cameras = read_cameras(files.root / files.camera_file, files.camera_file, Limits(), poses=False)
+        views, masks, depths = named_files(files.root, cameras)
+        names = {files.camera_file, *views, *(masks or files.masks), *(depths or files.depths)}
+    with zipfile.ZipFile(archive, "w") as packed:  # pictures are compressed already
+        for name in sorted(names):
+            with open(files.root / name, "rb") as picture, packed.open(zipfile.ZipInfo(name), "w") as entry:
+                shutil.copyfileobj(picture, entry)
+    return archive
 
 
 def _passing(answer: httpx.Response) -> bool:

@@ -172,6 +172,9 @@ def reconstruct(
     cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
     mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
     up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
+    depth_unit_scale: Annotated[
+        float | None, typer.Option(help="World units per step of the depth PNGs, if the camera file has none.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps of a generative model.")] = None,
     cfg: Annotated[float | None, typer.Option(help="Guidance strength of a generative model.")] = None,
     multiimage_mode: Annotated[str, typer.Option(help="trellis: stochastic or multidiffusion.")] = "stochastic",
@@ -191,8 +194,8 @@ def reconstruct(
     given = {
         "model": model, "refine": refine, "preset": preset, "seed": seed,
         "target_faces": target_faces, "texture_size": texture_size,
-        "formats": tuple(formats.split(",")), "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up},
-        "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
+        "formats": tuple(formats.split(",")), "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
+        "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up, "depth_unit_scale": depth_unit_scale},
     }  # fmt: skip
     with errors_as_sentences():
         options = options_of(given, "reconstruct")
