@@ -419,8 +419,9 @@ def _view_names(views: list[File]) -> list[str]:
 def _own_names(views: list[File]) -> list[str]:
     """The files' own names, made plain, where these differ (a camera file may name them); else none."""
     own = [SAFE.sub("_", Path(view.filename.replace("\\", "/")).name).lstrip(".")[-100:] for view in views]
+    own = [name if Path(name).suffix else name and f"{name}.png" for name in own]
     if all(own) and len({name.lower() for name in own}) == len(views):
-        return [name if Path(name).suffix else f"{name}.png" for name in own]
+        return own
     return []
 
 
