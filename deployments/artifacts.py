@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from deployments import scratch
 from viewmesh.errors import OptionError, ViewmeshError
 
 CHUNK = 1 << 20
@@ -87,8 +87,8 @@ class ArtifactStore:
 
     def spool(self) -> Path:
         """A new temporary file on this machine, from which `put` is a rename where the store is a local folder."""
-        folder = os.path.join(self.root, "tmp") if self.local else tempfile.gettempdir()
-        return Path(folder) / f"{uuid.uuid4().hex}.part"
+        folder = Path(self.root, "tmp") if self.local else scratch.folder()
+        return folder / f"{uuid.uuid4().hex}.part"
 
     def put(self, file: Path, key: str, *, sha256: str | None = None, move: bool = False) -> Ref:
         """Commits a local file under a key. `sha256` spares reading it again; `move` may take the file itself."""
@@ -126,10 +126,11 @@ class ArtifactStore:
             file.unlink(missing_ok=True)
 
     def put_bytes(self, data: bytes, key: str) -> Ref:
-        file = self.spool()
-        with _explained(f"write {key}"):
+        def write(file: Path) -> str:
             file.write_bytes(data)
-        return self.put(file, key, move=True)
+            return hashlib.sha256(data).hexdigest()
+
+        return self.create(write, key)
 
     def fetch(self, ref: Ref | dict[str, Any], folder: Path, name: str | None = None) -> Path:
         """The committed file in a local folder, its sha256 checked. Raises Corrupt, StoreError."""

@@ -1,16 +1,14 @@
 """Exporter: a result → the files that the user gets, in the artifact store. CPU only, autoscaled."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
+from deployments import scratch
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import ResultWriter, make
 from deployments.logs import log_of
@@ -48,8 +46,7 @@ class Exporter:
 
     def _export(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
-        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-export-"))
-        try:
+        with scratch.workdir("export") as workdir:
             result = self.store.fetch(call["result"], workdir)
             views = self.store.fetch(call["views"], workdir) if call.get("views") else None
             folder = workdir / "out"
@@ -61,5 +58,3 @@ class Exporter:
                 ref = self.store.put(file, f"{target}{file.name}", move=True)
                 files.append({"name": file.name, **ref.json()})
             return {"artifacts": files, "report": report, "seconds": time.monotonic() - started}
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)

@@ -9,8 +9,6 @@ sessions of its last jobs warm; a session is used only if it went on from the ve
 what is durable decides, never what happens to be in memory.
 """
 
-import shutil
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -22,6 +20,7 @@ from typing import Any
 
 from ray import serve
 
+from deployments import scratch
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import Optimiser, Session, make
 from deployments.logs import Log, log_of
@@ -81,8 +80,7 @@ class Nvdiffrec:
 
     def _slice(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         job_id, started = call["job_id"], time.monotonic()
-        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-slice-"))
-        try:
+        with scratch.workdir("slice") as workdir:
             session, metrics, resumed = self._advance(call, workdir, progress, cancelled)
             step, done = session.step, session.done
             with ThreadPoolExecutor(1) as beside:
@@ -108,8 +106,6 @@ class Nvdiffrec:
                 "resumed": resumed,
                 "seconds": time.monotonic() - started,
             }
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)
 
     def _go_on(self, session: Session, saving: Future[Any], progress: Any, cancelled: Any, log: Log) -> bool:
         """While its checkpoint is written; False if the device's memory ran out, which is the next slice's to mend."""
@@ -145,8 +141,7 @@ class Nvdiffrec:
 
     def _finish(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
-        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-finish-"))
-        try:
+        with scratch.workdir("finish") as workdir:
             session, resumed = self._session(call, workdir)
             out = workdir / "result.safetensors"
             given = {"initial": self._initial(call, workdir)} if call.get("initial") else {}
@@ -154,8 +149,6 @@ class Nvdiffrec:
             ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
             self.warm.pop(call["job_id"], None)
             return {"result": ref.json(), "facts": facts, "resumed": resumed, "seconds": time.monotonic() - started}
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)
 
     def _session(self, call: dict[str, Any], workdir: Path) -> tuple[Session, bool]:
         """The warm session if it is at the call's checkpoint, else a new one; and whether a checkpoint was loaded."""

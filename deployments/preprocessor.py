@@ -3,16 +3,14 @@
 The only place where bytes from outside are decoded.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
+from deployments import scratch
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import Preparer, make
 from deployments.logs import log_of
@@ -63,8 +61,7 @@ class Preprocessor:
 
     def _read(self, call: dict[str, Any], read: Reader, progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
-        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-prepare-"))
-        try:
+        with scratch.workdir("prepare") as workdir:
             folder = workdir / "input"
             folder.mkdir()
             for name, ref in call["inputs"].items():
@@ -77,5 +74,3 @@ class Preprocessor:
                 views = self.store.put(out, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
                 done["views"] = views.json()
             return {**done, "seconds": time.monotonic() - started}
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)

@@ -8,8 +8,6 @@ wait for the device run on it together, see the engine; while some are textured 
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any
 
 from ray import serve
 
+from deployments import scratch
 from deployments.artifacts import ArtifactStore, fresh
 from deployments.engines import POSED, Generator, make
 from deployments.logs import log_of
@@ -91,8 +90,7 @@ class Trellis:
 
     def _generate(self, call: dict[str, Any], progress: Any, cancelled: Any) -> dict[str, Any]:
         started = time.monotonic()
-        workdir = Path(tempfile.mkdtemp(prefix="viewmesh-generate-"))
-        try:
+        with scratch.workdir("generate") as workdir:
             views, out = self.store.fetch(call["views"], workdir), workdir / "result.safetensors"
             facts = self._facts(views, call, out, progress, cancelled)
             ref = self.store.put(out, fresh(f"jobs/{call['job_id']}", "result.safetensors"), move=True)
@@ -102,8 +100,6 @@ class Trellis:
                 again = self.store.put(posed, fresh(f"jobs/{call['job_id']}", "views.safetensors"), move=True)
                 done["views"] = again.json()
             return done
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)
 
     def _facts(self, views: Path, call: dict[str, Any], out: Path, *given: Any) -> dict[str, Any]:
         """The engine's; when the device's memory runs out, once more: what other calls had in use may be free now."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -77,6 +78,15 @@ def test_a_write_that_breaks_off_leaves_no_key(tmp_path, monkeypatch):
     assert "no space left" in str(raised.value)
     assert raised.value.hint
     assert not store.exists("k/a")
+
+
+def test_a_store_that_is_away_leaves_no_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = ArtifactStore("memory://bucket/away")
+    monkeypatch.setattr(store.fs, "put_file", lambda *a: (_ for _ in ()).throw(OSError("away")))
+    with pytest.raises(StoreError):
+        store.put_bytes(b"12345", "k/a")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_fresh_keys_never_meet():
