@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from serve_app.settings import WebhookSecret
 from viewmesh.errors import OptionError
 
 PREFIX = "vm_"
@@ -24,7 +25,10 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_active_jobs: int | None = Field(None, gt=0)
     upload_bytes_per_day: int | None = Field(None, gt=0)
-    webhook_secret: str | None = None
+    webhook_secret: WebhookSecret | None = None
+
+
+KEYS = TypeAdapter(tuple[Key, ...], config=ConfigDict(hide_input_in_errors=True))
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class KeyRing:
         try:
             stamp = self.file.stat().st_mtime
             if stamp != self._stamp:
-                self._keys = TypeAdapter(tuple[Key, ...]).validate_python(yaml.safe_load(self.file.read_text()) or [])
+                self._keys = KEYS.validate_python(yaml.safe_load(self.file.read_text()) or [])
                 self._stamp = stamp
         except (OSError, ValueError, yaml.YAMLError) as error:
             if not self._stamp:

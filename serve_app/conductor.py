@@ -207,12 +207,19 @@ class Conductor:
                 return
 
     async def _deliver_once(self, job_id: str) -> dict[str, Any]:
+        try:
+            return {"over": await self._told(job_id)}
+        except Exception:  # an error would end the workflow, and with it the later attempts
+            log.exception(f"the webhook of {job_id} failed")
+            return {"over": False}
+
+    async def _told(self, job_id: str) -> bool:
         row = await asyncio.to_thread(self.store.get, job_id)
         if row is None or not row["webhook"]:
-            return {"over": True}
+            return True
         secret = self.keys.webhook_secret(row["owner"]) or self.args.outbound.webhook_secret
         files = await asyncio.to_thread(self.store.artifacts, [job_id])
-        return {"over": await deliver(row, files[job_id], secret, self.args.outbound)}
+        return await deliver(row, files[job_id], secret, self.args.outbound)
 
     # --- housekeeping ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ nothing.
 
 import asyncio
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ import httpcore
 
 from viewmesh.errors import ViewmeshError
 
+VISIBLE = re.compile(r"[!-~]+")
+
 
 class Refused(ViewmeshError):
     """The address may not be called."""
@@ -26,6 +29,11 @@ class Refused(ViewmeshError):
 
 def check_url(url: str, *, private_addresses: bool) -> None:
     """Raises Refused unless the URL's form is acceptable; its name is resolved only when it is called."""
+    if not VISIBLE.fullmatch(url):
+        raise Refused(
+            f"{url[:200]!r} is not a URL: it has other characters than visible ASCII.",
+            hint="Write the name as xn--…, and percent-encode the path.",
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -39,7 +39,10 @@ log = logging.getLogger("ray.serve")
 DAY_S = 86400.0
 STOP_S = 1.0  # so long the answer to a cancellation waits for the running call to be told
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
-JobId = Annotated[str, PathParameter(max_length=64, description="The id that POST /v1/reconstructions gave.")]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"  # Postgres refuses NUL
+JobId = Annotated[
+    str, PathParameter(max_length=64, pattern=PRINTABLE, description="The id that POST /v1/reconstructions gave.")
+]
 
 jobs_api = APIRouter(prefix="/v1/reconstructions", tags=["reconstructions"], responses=PROBLEMS)
 
@@ -210,7 +213,11 @@ async def events(job_id: JobId, request: Request, s: Serving, by: By) -> Respons
     },
 )
 async def artifact(
-    job_id: JobId, name: Annotated[str, PathParameter(max_length=128)], request: Request, s: Serving, by: By
+    job_id: JobId,
+    name: Annotated[str, PathParameter(max_length=128, pattern=PRINTABLE)],
+    request: Request,
+    s: Serving,
+    by: By,
 ) -> Response:
     if await asyncio.to_thread(s.store.get, job_id, by.owner) is None:
         raise _unknown(job_id)
@@ -356,6 +363,8 @@ def _decode_cursor(cursor: str) -> tuple[float, str]:
         created, _, job_id = (
             base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode().partition("|")
         )
+        if not job_id.isprintable():
+            raise ValueError("not an id")
         return float(created), job_id
     except (ValueError, binascii.Error) as error:
         raise ProblemError(400, "bad_cursor", "The cursor is not one of ours.", hint="Start without one.") from error

@@ -3,10 +3,11 @@
 Unknown keys are refused. Changing `args` restarts replicas, changing a `user_config` does not.
 """
 
+import base64
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from viewmesh.weights.ready import GENERATIVE
 
@@ -16,7 +17,7 @@ MIB = 2**20
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # secrets are among it
 
 
 class Limits(Strict):
@@ -59,6 +60,23 @@ class ConductorConfig(Strict):
         return {str(name): count for name, count in self.slots.items()}.get(model, usual)
 
 
+def signing_key(secret: str) -> bytes:
+    """The key of a webhook secret: `whsec_`, which may be left out, and base64. Raises ValueError."""
+    text = secret.removeprefix("whsec_").rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError("a webhook secret is whsec_ and base64") from error
+
+
+def _is_secret(secret: str) -> str:
+    signing_key(secret)
+    return secret
+
+
+WebhookSecret = Annotated[str, AfterValidator(_is_secret)]
+
+
 class Auth(Strict):
     """Who may call. Without a keys file everybody may, which is refused on a public address unless `open` says so."""
 
@@ -72,7 +90,9 @@ class Outbound(Strict):
     """What the service may call: webhooks and, if switched on, image_urls."""
 
     image_urls: bool = False
-    webhook_secret: str | None = Field(default=None, description="whsec_… ; an owner's own secret comes first.")
+    webhook_secret: WebhookSecret | None = Field(
+        default=None, description="whsec_ and base64; an owner's own secret comes first."
+    )
     private_addresses: bool = Field(
         default=False, description="Allow http and private addresses. For tests and closed networks."
     )

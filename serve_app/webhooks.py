@@ -12,7 +12,7 @@ from typing import Any
 import httpcore
 
 from serve_app import outbound
-from serve_app.settings import Outbound
+from serve_app.settings import Outbound, signing_key
 
 log = logging.getLogger("ray.serve")
 
@@ -38,8 +38,7 @@ def body_of(row: dict[str, Any], files: list[dict[str, Any]]) -> bytes:
 
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """`v1,` and the base64 HMAC-SHA256 of id.timestamp.body; secret as `whsec_` and base64."""
-    key = base64.b64decode(secret.removeprefix("whsec_") + "==")
-    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    digest = hmac.new(signing_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
 

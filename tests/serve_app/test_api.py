@@ -343,6 +343,9 @@ async def test_probes_and_metrics(running: Running):
         ("GET", "/v1/reconstructions?limit=0", 422, "invalid_option"),
         ("GET", "/v1/reconstructions?state=lost", 422, "invalid_option"),
         ("GET", "/v1/reconstructions?cursor=%00", 400, "bad_cursor"),
+        ("GET", "/v1/reconstructions?cursor=MXwA", 400, "bad_cursor"),  # 1|NUL
+        ("GET", "/v1/reconstructions/%00", 422, "invalid_option"),
+        ("GET", "/v1/reconstructions/nope/artifacts/%00", 422, "invalid_option"),
         ("POST", "/v1/reconstructions", 415, "unsupported_media_type"),
         ("POST", "/v1/reconstructions/nope/exports", 422, "invalid_option"),
         ("GET", "/static/../../settings.py", 404, "not_found"),

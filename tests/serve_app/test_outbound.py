@@ -16,6 +16,9 @@ import pytest
 
 from deployments.fakes import fake_view
 from serve_app import outbound, webhooks
+from serve_app.auth import KeyRing
+from serve_app.settings import AppArgs
+from viewmesh.errors import OptionError
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
@@ -55,6 +58,15 @@ def receiver():
 async def test_a_webhook_is_signed_and_tried_again(fresh, receiver, monkeypatch):
     monkeypatch.setattr("serve_app.conductor.PAUSES_S", (0, 0.1, 0.1))
     Receiver.answers[:] = [500]
+    attempts = []
+
+    async def deliver(*args):
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise TypeError("not foreseen")
+        return await webhooks.deliver(*args)
+
+    monkeypatch.setattr("serve_app.conductor.deliver", deliver)
     async with fresh(outbound={"webhook_secret": SECRET, "private_addresses": True}) as running:
         job = (await running.submit(webhook_url=f"{receiver}/hook")).json()
         for _ in range(100):
@@ -109,7 +121,8 @@ async def test_private_image_urls_are_refused(fresh, receiver):
         "https://10.0.0.1/", "https://192.168.1.1/", "https://172.16.0.1/", "https://169.254.169.254/latest/meta-data",
         "https://0.0.0.0/", "https://[::1]/", "https://[::ffff:127.0.0.1]/", "https://[fe80::1]/", "https://[fd00::1]/",
         "https://100.64.0.1/", "https://224.0.0.1/", "https://metadata.google.internal/", "https://[64:ff9b::7f00:1]/",
-        "https://x:99999/", "https://printer.local/",
+        "https://x:99999/", "https://printer.local/", "https://example.com/ä.png", "https://bücher.example/hook",
+        "https://example.com/a b", "https://example.com/\0", "https://example.com/\ud800",
     ],
 )  # fmt: skip
 def test_addresses_that_are_never_called(url):
@@ -158,3 +171,15 @@ def test_the_signature_of_the_standards_example():
     body = b'{"test": 2432232314}'
     signature = webhooks.sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("secret", ["hello", "whsec_hello", "my secret!", "whsec_bücher"])
+def test_a_secret_that_cannot_sign_is_refused_before_it_is_needed(tmp_path, secret):
+    with pytest.raises(ValueError, match="whsec_ and base64") as raised:
+        AppArgs.model_validate({"outbound": {"webhook_secret": secret}})
+    assert secret not in str(raised.value)
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps([{"owner": "ann", "sha256": "0" * 64, "webhook_secret": secret}]))
+    with pytest.raises(OptionError, match="whsec_ and base64") as refused:
+        KeyRing(file)
+    assert secret not in str(refused.value)
