@@ -19,6 +19,7 @@ from viewmesh.errors import ViewmeshError
 log = logging.getLogger("ray.serve")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")  # in Prefer, RFC 7240
 OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/", "/favicon.ico")
 PAGE_CSP = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -173,6 +174,6 @@ def _request_id(scope: Scope) -> str:
 
 
 def _is_stream(scope: Scope) -> bool:
-    return scope["path"].endswith("/events") or any(
-        n == b"prefer" and b"wait" in v.lower() for n, v in scope["headers"]
-    )
+    if scope["method"] == "POST":
+        return any(name == b"prefer" and WAIT.search(value.decode("latin-1")) for name, value in scope["headers"])
+    return scope["path"].endswith("/events")

@@ -86,6 +86,16 @@ tallies = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
 )
 
+# What jobs deleted since yesterday had been sent: deleting them does not give the day's quota back.
+spent = sa.Table(
+    "viewmesh_spent",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("input_bytes", sa.BigInteger, nullable=False),
+)
+
 # Which Conductor runs the jobs: one row, see lease.py. The epoch is unique so that Postgres takes it for a key: a
 # transaction can then lock it against another epoch without being in the way of a renewal (FOR KEY SHARE).
 leases = sa.Table(

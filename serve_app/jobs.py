@@ -12,11 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, tallies
+from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, spent, tallies
 from serve_app.lease import look
 from serve_app.schemas import TERMINAL, media_type
 
 ACTIVE = ("queued", "running")
+DAY_S = 86400.0  # for so long an upload counts
 
 
 class QuotaExceeded(Exception):
@@ -206,12 +207,13 @@ class JobStore:
         with self.engine.connect() as connection:
             return {row.id: row.seq for row in connection.execute(query)}
 
-    def uploaded_since(self, owner: str, since: float) -> int:
-        query = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.input_bytes), 0)).where(
-            jobs.c.owner == owner, jobs.c.created > since
-        )
+    def uploaded(self, owner: str, now: float) -> int:
+        """Bytes of the owner's inputs of the last 24 hours, deleted ones too."""
         with self.engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+            return sum(
+                int(connection.execute(_sent_since(table, now - DAY_S).where(table.c.owner == owner)).scalar_one())
+                for table in (jobs, spent)
+            )
 
     def ping(self) -> None:
         with self.engine.connect() as connection:
@@ -380,6 +382,7 @@ class JobStore:
             keys = {row.key for row in connection.execute(sa.select(inputs.c.key).where(inputs.c.job_id.in_(ids)))}
             for table in (events, artifacts, inputs):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
+            _remember_spent(connection, ids, time.time() - DAY_S)
             connection.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
             for key in keys:
                 if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
@@ -443,6 +446,17 @@ class JobStore:
 def _add_event(connection: sa.Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
     row = {"job_id": job_id, "seq": seq, "at": time.time(), "type": kind, "data": data}
     connection.execute(sa.insert(events).values(row))
+
+
+def _sent_since(table: sa.Table, since: float) -> sa.Select[tuple[int]]:
+    return sa.select(sa.func.coalesce(sa.func.sum(table.c.input_bytes), 0)).where(table.c.created > since)
+
+
+def _remember_spent(connection: sa.Connection, ids: list[str], since: float) -> None:
+    columns = ("owner", "created", "input_bytes")
+    young = sa.select(*(jobs.c[name] for name in columns)).where(jobs.c.id.in_(ids), jobs.c.created > since)
+    connection.execute(sa.insert(spent).from_select(columns, young))
+    connection.execute(sa.delete(spent).where(spent.c.created <= since))
 
 
 def _add_tally(connection: sa.Connection, name: str, label: str, value: float) -> None:

@@ -15,6 +15,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve_app import models
+from serve_app.asgi import WAIT
 from serve_app.auth import Caller
 from serve_app.conductor import forget
 from serve_app.dependencies import By, Serving
@@ -36,7 +37,6 @@ from serve_app.views import reconstruction_view
 from viewmesh.options import Options
 
 log = logging.getLogger("ray.serve")
-DAY_S = 86400.0
 STOP_S = 1.0  # so long the answer to a cancellation waits for the running call to be told
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"  # Postgres refuses NUL
@@ -53,8 +53,7 @@ jobs_api = APIRouter(prefix="/v1/reconstructions", tags=["reconstructions"], res
 async def create(request: Request, s: Serving, by: By) -> Response:
     key = _key_of(request)
     wait_s = _wait_of(request, s)
-    await _check_upload_quota(s, by, int(request.headers.get("content-length") or 0))
-    upload = await Reader(s.config.limits, s.artifacts, s.args.outbound).read(request)
+    upload = await Reader(s.config.limits, s.artifacts, s.args.outbound, quota=await _quota_left(s, by)).read(request)
     if upload.webhook_url:
         _check_webhook(s, by, upload.webhook_url)
     options = upload.options
@@ -319,12 +318,11 @@ async def _stop(s: Any, job_id: str) -> None:
         )
 
 
-async def _check_upload_quota(s: Any, by: Caller, length: int) -> None:
+async def _quota_left(s: Any, by: Caller) -> int | None:
+    """Bytes that the caller may still upload today."""
     if by.upload_bytes_per_day is None:
-        return
-    used = await asyncio.to_thread(s.store.uploaded_since, by.owner, time.time() - DAY_S)
-    if used + length > by.upload_bytes_per_day:
-        raise ProblemError(429, "upload_quota", "Your uploads of the last 24 hours are used up.", retry_after_s=3600)
+        return None
+    return by.upload_bytes_per_day - await asyncio.to_thread(s.store.uploaded, by.owner, time.time())
 
 
 def _key_of(request: Request) -> str | None:
@@ -346,7 +344,7 @@ def _check_webhook(s: Any, by: Caller, url: str) -> None:
 
 def _wait_of(request: Request, s: Any) -> float | None:
     """Seconds of `Prefer: wait=N`, RFC 7240; None without it. A preference that makes no sense is ignored."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", request.headers.get("prefer", ""))
+    found = WAIT.search(request.headers.get("prefer", ""))
     return None if found is None else min(float(found.group(1)), s.config.limits.wait_s)
 
 

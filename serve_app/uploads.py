@@ -63,17 +63,17 @@ class Upload:
 
 
 class Reader:
-    """Reads one request."""
+    """Reads one request. `quota`: bytes that its sender may still send today; None: as many as one request may."""
 
-    def __init__(self, limits: Limits, store: ArtifactStore, rules: Outbound) -> None:
-        self.limits, self.store, self.rules = limits, store, rules
+    def __init__(self, limits: Limits, store: ArtifactStore, rules: Outbound, *, quota: int | None = None) -> None:
+        self.limits, self.store, self.rules, self.quota = limits, store, rules, quota
         self.deadline = time.monotonic() + limits.upload_timeout_s
         self.total = 0
 
     async def read(self, request: Request) -> Upload:
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.limits.total_bytes:
-            raise self._too_large("request", self.limits.total_bytes)
+        if length.isdigit():
+            self._allow(int(length))
         media, parameters = parse_options_header(request.headers.get("content-type", ""))
         if media == b"multipart/form-data":
             boundary = parameters.get(b"boundary")
@@ -94,7 +94,7 @@ class Reader:
             )
         options = parse_options(texts.get("options", ""))
         webhook = texts.get("webhook_url", "").strip() or None
-        files += await self._fetch(texts.get("image_urls", ""))
+        files += await self._fetch(texts.get("image_urls", ""), self.limits.files - len(files))
         return Upload(options, named(files), webhook)
 
     # --- forms of a body -------------------------------------------------------------------------------------------
@@ -209,11 +209,23 @@ class Reader:
             except ClientDisconnect as error:
                 raise ProblemError(400, "client_disconnected", "The client went away.") from error
             self.total += len(chunk)
-            if self.total > self.limits.total_bytes:
-                raise self._too_large("request", self.limits.total_bytes)
+            self._allow(self.total)
             yield chunk
 
-    async def _fetch(self, text: str) -> list[File]:
+    def _allow(self, total: int) -> None:
+        """Raises ProblemError where a request of so many bytes is too large."""
+        if total > self.limits.total_bytes:
+            raise self._too_large("request", self.limits.total_bytes)
+        if self.quota is not None and total > self.quota:
+            raise ProblemError(
+                429,
+                "upload_quota",
+                "Your uploads of the last 24 hours are used up.",
+                headers={"Connection": "close"},
+                retry_after_s=3600,
+            )
+
+    async def _fetch(self, text: str, most: int) -> list[File]:
         if not text.strip():
             return []
         if not self.rules.image_urls:
@@ -226,17 +238,20 @@ class Reader:
             raise ProblemError(422, "invalid_request", "image_urls must be a JSON list.") from error
         if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or len(urls) > 64:
             raise ProblemError(422, "invalid_request", "image_urls must be a list of at most 64 URLs.")
+        if len(urls) > most:
+            raise ProblemError(413, "too_large", f"More than {self.limits.files} parts.")
         files = []
         for i, url in enumerate(urls):
             outbound.check_url(url, private_addresses=self.rules.private_addresses)
             try:
-                status, body = await outbound.request(
-                    "GET",
-                    url,
-                    timeout_s=self.rules.timeout_s,
-                    max_bytes=self.limits.file_bytes,
-                    private_addresses=self.rules.private_addresses,
-                )
+                async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+                    status, body = await outbound.request(
+                        "GET",
+                        url,
+                        timeout_s=self.rules.timeout_s,
+                        max_bytes=self.limits.file_bytes,
+                        private_addresses=self.rules.private_addresses,
+                    )
             except (
                 OSError,
                 TimeoutError,
@@ -247,6 +262,8 @@ class Reader:
                 raise ProblemError(422, "image_url_failed", f"image_urls/{i} could not be fetched.") from error
             if status != 200:
                 raise ProblemError(422, "image_url_failed", f"image_urls/{i} answered {status}.")
+            self.total += len(body)
+            self._allow(self.total)
             part = _Part("views", Path(urlsplit(url).path).name, self.store, self.limits)
             part.add(body)
             files.append(await part.commit())

@@ -407,8 +407,15 @@ async def test_too_many_requests_at_once_are_turned_away_in_our_own_words(runnin
     import httpx
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as client:
-        answer = await client.get("/v1/models")
-    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "busy", "1")
+        answers = [
+            await client.get("/v1/models"),
+            await client.get("/v1/models", headers={"prefer": "wait=1"}),  # only posts wait
+            await client.post("/v1/reconstructions", headers={"prefer": "no-wait"}),
+        ]
+        waiting = await client.post("/v1/reconstructions", headers={"prefer": "wait=1"})
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "busy", "1")
+    assert waiting.status_code == 415
 
 
 async def test_the_page_needs_nothing_from_elsewhere(running: Running):

@@ -58,6 +58,15 @@ async def test_keys_owners_and_quotas(fresh, tmp_path):
         assert theirs.status_code == 202
         more = await http.post(URL, files=big, headers=by["bob"])
         assert (more.status_code, more.json()["code"]) == (429, "upload_quota")
+        await http.delete(f"{URL}/{theirs.json()['id']}", headers=by["bob"])
+        request = http.build_request("POST", URL, files=big)
+
+        async def unannounced():
+            yield request.read()
+
+        kind = {"content-type": request.headers["content-type"]}
+        more = await http.post(URL, content=unannounced(), headers={**by["bob"], **kind})
+        assert (more.status_code, more.json()["code"]) == (429, "upload_quota")
         await http.delete(f"{URL}/{job_id}", headers=by["ann"])
         ours = await http.post(URL, files=views(), headers={**by["ann"], **same_key})
         assert ours.json()["id"] != theirs.json()["id"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from stores import new_database
 
-from serve_app.jobs import DifferentRequest, InputGone, JobStore, NewJob, QuotaExceeded, id_of_key, new_id
+from serve_app.jobs import DAY_S, DifferentRequest, InputGone, JobStore, NewJob, QuotaExceeded, id_of_key, new_id
 from serve_app.schemas import TERMINAL
 
 REF = {"key": "inputs/aa/aaaa", "sha256": "a" * 64, "size": 10}
@@ -128,6 +128,18 @@ def test_progress_never_goes_back_and_repeats_are_silent(store):
     assert not store.progress(job.id, percent=4, data=data)
     assert store.preview(job.id, 3, REF)
     assert not store.preview(job.id, 3, REF)
+
+
+def test_a_deleted_job_counts_as_uploaded_until_its_day_is_over(store):
+    for _ in range(2):  # an idempotency key may be used again after a delete
+        job = new_job("0" * 36)
+        accept(store, job)
+        store.delete(job.id, "ann", lambda key: None)
+    accept(store, new_job())
+    accept(store, new_job(owner="bob"))
+    now = time.time()
+    assert (store.uploaded("ann", now), store.uploaded("bob", now)) == (3 * REF["size"], REF["size"])
+    assert store.uploaded("ann", now + DAY_S) == 0
 
 
 def test_counters_never_fall_when_jobs_are_deleted(store):

@@ -8,7 +8,7 @@ import ipaddress
 import json
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import ClassVar
 
 import httpcore
@@ -17,7 +17,7 @@ import pytest
 from deployments.fakes import fake_view
 from serve_app import outbound, webhooks
 from serve_app.auth import KeyRing
-from serve_app.settings import AppArgs
+from serve_app.settings import AppArgs, Limits
 from viewmesh.errors import OptionError
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
@@ -26,6 +26,7 @@ SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 class Receiver(BaseHTTPRequestHandler):
     answers: ClassVar[list[int]] = []
     seen: ClassVar[list[tuple[dict, bytes]]] = []
+    over: ClassVar[Event] = Event()
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -34,6 +35,8 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
+        if self.path == "/silent":
+            self.over.wait(3)
         body = fake_view(0 if self.path.endswith("0.png") else 1)
         self.send_response(302 if "moved" in self.path else 200)
         self.send_header("location", "http://127.0.0.1:1/")
@@ -47,10 +50,11 @@ class Receiver(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver():
-    Receiver.answers, Receiver.seen = [], []
+    Receiver.answers, Receiver.seen, Receiver.over = [], [], Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
+    Receiver.over.set()
     server.shutdown()
     server.server_close()
 
@@ -104,6 +108,21 @@ async def test_image_urls_are_fetched_where_that_is_allowed(fresh, receiver):
         assert (job["state"], job["report"]["views"], job["options"]["seed"]) == ("succeeded", 2, 9)
         moved = await running.http.post("/v1/reconstructions", json={"image_urls": [f"{receiver}/moved.png"]})
         assert (moved.status_code, moved.json()["code"]) == (422, "image_url_failed")
+
+
+async def test_what_is_fetched_counts_as_if_it_had_been_sent(fresh, receiver):
+    body = {"image_urls": [f"{receiver}/0.png", f"{receiver}/1.png"]}
+    silent = {"image_urls": [f"{receiver}/silent"]}
+    small = len(json.dumps(body)) + len(fake_view(0)) + 1
+    async with fresh(outbound={"image_urls": True, "private_addresses": True}) as running:
+        for limits, sent, codes in (
+            (Limits(files=1), body, {"too_large"}),
+            (Limits(total_bytes=small), body, {"too_large"}),
+            (Limits(upload_timeout_s=0.3), silent, {"image_url_failed", "request_timeout"}),
+        ):
+            running.service.config.limits = limits
+            answer = await running.http.post("/v1/reconstructions", json=sent)
+            assert answer.json().get("code") in codes, answer.text
 
 
 async def test_private_image_urls_are_refused(fresh, receiver):
