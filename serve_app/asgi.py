@@ -3,10 +3,12 @@
 It is not a Starlette application on purpose: Serve adds handlers of its own to those, which answer in plain text.
 """
 
+import ipaddress
 import logging
 import re
 import uuid
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,14 +33,24 @@ Identify = Callable[[str | None, str | None], Caller | None]
 
 
 class Edge:
-    """app: the FastAPI application. identify: (Authorization, X-API-Key) → who calls. config: read at each request."""
+    """app: the FastAPI application. identify: (Authorization, X-API-Key) → who calls. config: read at each request.
+
+    local_only: there are no keys, and only who is on this machine shall use it; see _refuse_other_sites.
+    """
 
     def __init__(
-        self, app: ASGIApp, identify: Identify, config: Callable[[], RouterConfig], *, echo_request_id: bool = True
+        self,
+        app: ASGIApp,
+        identify: Identify,
+        config: Callable[[], RouterConfig],
+        *,
+        local_only: bool = False,
+        echo_request_id: bool = True,
     ) -> None:
         self.app = app
         self.identify = identify
         self.config = config
+        self.local_only = local_only
         self.echo_request_id = echo_request_id  # False behind a proxy that adds the header itself, as Serve's does
         self.requests = 0
         self.streams = 0
@@ -59,6 +71,8 @@ class Edge:
             await answer.problem(error)
             return
         try:
+            if self.local_only:
+                _refuse_other_sites(scope)
             scope["state"]["caller"] = self._caller(scope)
             await self.app(scope, self._bounded(scope, receive), answer.send)
         except ViewmeshError as error:
@@ -98,8 +112,7 @@ class Edge:
             headers[name].decode("latin-1") if name in headers else None for name in (b"authorization", b"x-api-key")
         ]
         caller = self.identify(*texts)
-        path = scope["path"]
-        if caller is None and path not in OPEN_PATHS and not path.startswith("/static/"):
+        if caller is None and not _is_for_all(scope["path"]):
             raise ProblemError(
                 401,
                 "unauthorized",
@@ -171,6 +184,47 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value.decode()
     return str(uuid.uuid4())
+
+
+def _is_for_all(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/static/")
+
+
+def _refuse_other_sites(scope: Scope) -> None:
+    """Raises ProblemError 403 for what the page of another site makes its visitor's browser ask of this machine.
+
+    Two ways lead here: a form sent to 127.0.0.1, which its Origin tells, and a name of the site's own that resolves to
+    127.0.0.1 (DNS rebinding), which Host tells. Addresses, and names that nobody can register, are no such names.
+    """
+    headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
+    if not _is_for_all(scope["path"]) and not _is_near(host):
+        raise _forbidden(f"The name {host[:200]!r} is not one of this machine's.")
+    if scope["method"] in ("GET", "HEAD", "OPTIONS") or origin is None:  # who is no browser sends no Origin
+        return
+    site = headers.get(b"sec-fetch-site")  # the browser's own judgement: right behind a proxy that rewrites Host, too
+    ours = site in ("same-origin", "none") if site else origin.partition("://")[2] == host
+    if not ours:
+        raise _forbidden(f"The page of {origin[:200]!r} may not use this service.")
+
+
+def _is_near(host: str) -> bool:
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if "." not in name or name.endswith((".localhost", ".local", ".internal")):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _forbidden(detail: str) -> ProblemError:
+    hint = "Set auth.keys_file (viewmesh config key OWNER), or auth.open: true where others shall use it without keys."
+    return ProblemError(403, "forbidden", detail, hint=hint)
 
 
 def _is_stream(scope: Scope) -> bool:

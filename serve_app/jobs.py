@@ -448,7 +448,7 @@ def _add_event(connection: sa.Connection, job_id: str, seq: int, kind: str, data
     connection.execute(sa.insert(events).values(row))
 
 
-def _sent_since(table: sa.Table, since: float) -> sa.Select[tuple[int]]:
+def _sent_since(table: sa.Table, since: float) -> sa.Select[Any]:
     return sa.select(sa.func.coalesce(sa.func.sum(table.c.input_bytes), 0)).where(table.c.created > since)
 
 

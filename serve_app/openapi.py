@@ -11,6 +11,7 @@ from viewmesh.options import Options
 REASONS = {
     400: "Malformed.",
     401: "No valid API key.",
+    403: "Without keys: another site's page, or not this machine's name.",
     404: "Not there, or not yours.",
     405: "Method not allowed.",
     406: "Not acceptable.",

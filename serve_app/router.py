@@ -41,7 +41,13 @@ class Service:
     def asgi(self, *, echo_request_id: bool = True) -> Edge:
         from serve_app.routes import application
 
-        return Edge(application(self), self.keys.caller, lambda: self.config, echo_request_id=echo_request_id)
+        return Edge(
+            application(self),
+            self.keys.caller,
+            lambda: self.config,
+            local_only=self.keys.open and not self.args.auth.open,
+            echo_request_id=echo_request_id,
+        )
 
     async def _held(self) -> dict[str, Any]:
         return await self.conductor.held.remote()

@@ -78,12 +78,16 @@ WebhookSecret = Annotated[str, AfterValidator(_is_secret)]
 
 
 class Auth(Strict):
-    """Who may call. Without a keys file everybody may, which is refused on a public address unless `open` says so."""
+    """Who may call. Without a keys file everybody on this machine may; a public address, and what pages of other sites
+    ask for, are refused unless `open` says so."""
 
     keys_file: Path | None = Field(
         default=None, description="YAML written by `viewmesh config key`: owners and hashed keys."
     )
-    open: bool = Field(default=False, description="Serve a public address without keys.")
+    open: bool = Field(
+        default=False,
+        description="Serve everybody without keys: on a public address, or behind a proxy with a public name.",
+    )
 
 
 class Outbound(Strict):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 
+import httpx
 import pytest
 import yaml
 from in_process import views
@@ -11,9 +12,11 @@ from typer.testing import CliRunner
 
 from deployments.fakes import fake_view
 from serve_app import router
+from serve_app.asgi import Edge
 from serve_app.auth import KeyRing, new_key
 from serve_app.cli import config
-from serve_app.settings import AppArgs
+from serve_app.router import Service
+from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
 
 URL = "/v1/reconstructions"
@@ -39,6 +42,8 @@ async def test_keys_owners_and_quotas(fresh, tmp_path):
         assert (await http.get(URL, headers={"authorization": "Bearer vm_wrong"})).status_code == 401
         assert (await http.get(URL, headers={"x-api-key": by["ann"]["authorization"][7:]})).status_code == 200
         assert (await http.get("/readyz")).status_code == 200
+        elsewhere = {"host": "viewmesh.example", "origin": "https://other.example"}
+        assert (await http.get(URL, headers={**by["ann"], **elsewhere})).status_code == 200
 
         mine = await http.post(URL, files=views(optimise_s=20), headers=by["ann"])
         job_id = mine.json()["id"]
@@ -70,6 +75,49 @@ async def test_keys_owners_and_quotas(fresh, tmp_path):
         await http.delete(f"{URL}/{job_id}", headers=by["ann"])
         ours = await http.post(URL, files=views(), headers={**by["ann"], **same_key})
         assert ours.json()["id"] != theirs.json()["id"]
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "reads", "writes"),
+    [
+        ("127.0.0.1:8000", {}, 200, 200),
+        ("localhost:8000", {"origin": "http://localhost:8000"}, 200, 200),
+        ("[::1]:8000", {"origin": "http://[::1]:8000"}, 200, 200),
+        ("", {}, 200, 200),  # HTTP/1.0
+        ("testserver", {}, 200, 200),
+        ("10.0.0.5", {}, 200, 200),
+        ("host.docker.internal:8000", {}, 200, 200),
+        ("127.0.0.1:8000", {"origin": "https://mesh.example", "sec-fetch-site": "same-origin"}, 200, 200),  # a proxy
+        ("127.0.0.1:8000", {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 200, 403),
+        ("localhost:8000", {"origin": "http://localhost:3000"}, 200, 403),
+        ("127.0.0.1:8000", {"origin": "null"}, 200, 403),
+        ("evil.example:8000", {"origin": "http://evil.example:8000"}, 403, 403),
+        ("evil.example", {}, 403, 403),
+        ("127.0.0.1.evil.example", {}, 403, 403),
+        ("[", {}, 403, 403),
+    ],
+)
+async def test_without_keys_only_this_machine_and_its_own_pages_are_served(host, more, reads, writes):
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    edge = Edge(inner, KeyRing(None).caller, RouterConfig, local_only=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://x") as http:
+        headers = {"host": host, **more}
+        assert (await http.get("/readyz", headers=headers)).status_code == 200
+        for method, status in (("GET", reads), ("POST", writes), ("DELETE", writes)):
+            answer = await http.request(method, URL, headers=headers)
+            assert answer.status_code == status
+            assert status == 200 or "auth.open" in answer.json()["hint"]
+
+
+@pytest.mark.parametrize(("auth", "status"), [({}, 403), ({"open": True}, 415)])
+async def test_an_open_service_is_for_all_sites(tmp_path, auth, status):
+    service = Service(AppArgs.model_validate({"data": tmp_path, "auth": auth}), None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(service.asgi()), base_url="http://mesh.example") as http:
+        assert (await http.post(URL, headers={"origin": "https://other.example"})).status_code == status
+    await service.close()
 
 
 def test_the_keys_file_is_read_again_when_it_changes_and_kept_while_it_is_broken(tmp_path):
