@@ -57,7 +57,8 @@ def serve(
             typer.echo(
                 f"viewmesh is ready at {url}  (page /, API /docs, data {data}, log {data / 'serve.log'})", err=True
             )
-            child.wait()
+            child.wait()  # until Ctrl-C: the child is in a session of its own and does not hear it
+            raise ViewmeshError(f"The service ended (exit {child.returncode}).", hint=_tail(data))
         except KeyboardInterrupt:
             typer.echo("Stopping; jobs go on at the next start.", err=True)
         finally:

@@ -59,6 +59,8 @@ def check(config: dict[str, Any]) -> list[str]:
 
 
 def _check_application(application: dict[str, Any], at: str) -> list[str]:
+    from ray.serve.config import AutoscalingConfig
+
     found: list[str] = []
     if application.get("import_path") == "serve_app.app:build":
         found += _errors_of(AppArgs, application.get("args") or {}, f"{at}.args")
@@ -69,6 +71,9 @@ def _check_application(application: dict[str, Any], at: str) -> list[str]:
         known = (*DEPLOYMENTS, "Trellis")
         if application.get("import_path") == "serve_app.app:build" and name not in known:
             found.append(f"{here}.name: there is no deployment {name!r}{_meant(str(name), known)}")
+        scaling = deployment.get("autoscaling_config")
+        if isinstance(scaling, dict):
+            found += _errors_of(AutoscalingConfig, scaling, f"{here}.autoscaling_config")
         given = deployment.get("user_config") or {}
         if name in OWN_CONFIG:
             found += _errors_of(OWN_CONFIG[name], given, f"{here}.user_config")
@@ -123,7 +128,7 @@ def _errors_of(model: type[BaseModel], value: Any, at: str) -> list[str]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return [f"{at}.{_where(item['loc'])}: {item['msg']}" for item in error.errors()]
+        return [f"{_where((at, *item['loc']))}: {item['msg']}" for item in error.errors()]
     return []
 
 
@@ -170,14 +175,13 @@ def adapted(
                     options.update(num_gpus=0, num_cpus=min(1, cpus))
                 replicas = max(1, gpus - bool(generative))
                 if scaling:
-                    scaling["max_replicas"] = min(scaling.get("max_replicas", replicas), replicas)
-                    scaling["min_replicas"] = min(scaling.get("min_replicas", 1), scaling["max_replicas"])
+                    _limit_replicas(scaling, scaling.get("max_replicas", replicas), replicas)
                     _limit_slots(application, scaling["max_replicas"])
             elif name in ("Preprocessor", "Exporter"):
                 if cpus <= 4:  # on a small machine they share what the optimiser leaves
                     options["num_cpus"] = 0.3
                 if scaling:
-                    scaling["max_replicas"] = max(1, min(scaling.get("max_replicas", 1), cpus // 2))
+                    _limit_replicas(scaling, scaling.get("max_replicas", 1), max(1, cpus // 2))
     return fitted
 
 
@@ -200,6 +204,14 @@ def _generative_models(args: dict[str, Any], gpus: int) -> list[str]:
             return found
         args["models"] = ["nvdiffrec"]
     return [name for name in GENERATIVE if name in args["models"]]
+
+
+def _limit_replicas(scaling: dict[str, Any], wanted: int, most: int) -> None:
+    """Ray refuses a least, or a first, number of replicas above the largest."""
+    scaling["max_replicas"] = min(wanted, most)
+    for name in ("min_replicas", "initial_replicas"):
+        if scaling.get(name) is not None:
+            scaling[name] = min(scaling[name], scaling["max_replicas"])
 
 
 def _limit_slots(application: dict[str, Any], most: int) -> None:

@@ -1,9 +1,13 @@
 """serve_config.yaml: every key is known, and the shipped file fits any machine."""
 
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -66,6 +70,10 @@ def test_the_shipped_arguments_are_the_defaults(shipped):
         (lambda c: deployment(c, "Conductor")["user_config"]["slots"].update(trelis=1), "user_config.slots.trelis"),
         (lambda c: deployment(c, "Router").update(num_replicas=-1), "num_replicas"),
         (lambda c: application(c).update(import_path=3), "import_path"),
+        (
+            lambda c: deployment(c, "Preprocessor")["autoscaling_config"].update(min_replicas=9),
+            "deployments.2.autoscaling_config: Value error, max_replicas (8)",
+        ),
     ],
 )
 def test_each_mistake_is_named(shipped, change, sentence):
@@ -81,6 +89,33 @@ def test_without_a_gpu_the_optimiser_runs_on_the_cpu(shipped, tmp_path):
     assert config.check(fitted) == []
     asked = sum(d["ray_actor_options"].get("num_cpus", 1) for d in application(fitted)["deployments"])
     assert asked <= 2
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 16])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_a_smaller_machine_cannot_hold_is_lowered_as_a_whole(shipped, cpus, gpus):
+    for name in ("Preprocessor", "Nvdiffrec", "Exporter"):
+        deployment(shipped, name)["autoscaling_config"].update(min_replicas=3, initial_replicas=4)
+    fitted = config.adapted(shipped, cpus=cpus, gpus=gpus)
+    assert config.check(fitted) == []
+    for name in ("Preprocessor", "Exporter"):
+        assert deployment(fitted, name)["autoscaling_config"]["min_replicas"] == min(3, max(1, cpus // 2))
+
+
+def test_a_service_that_ends_by_itself_ends_the_command_with_its_last_words(tmp_path, monkeypatch):
+    def start(file, data, **given):
+        (data / "serve.log").write_text("no memory left")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+
+    monkeypatch.setattr(cli, "start", start)
+    monkeypatch.setattr(cli, "await_ready", lambda *args: None)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)  # the test's own
+    command = typer.Typer()
+    command.command()(cli.serve)
+    result = CliRunner().invoke(command, ["--data", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "exit 7" in result.stderr
+    assert "no memory left" in result.stderr
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "count"), [(2, 0, 2), (16, 1, 4), (64, 4, 4), (2, 4, 1)])
@@ -142,9 +177,6 @@ def test_the_command_says_what_is_wrong(tmp_path):
 
 
 def test_the_graph_is_built_without_heavy_imports():
-    import subprocess
-    import sys
-
     program = (
         "import sys; from serve_app.app import build; from serve_app.settings import AppArgs; build(AppArgs());"
         "assert not {'torch', 'numba', 'viewmesh.nvdiffrec.fit'} & set(sys.modules), 'heavy'"
