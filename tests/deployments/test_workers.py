@@ -13,7 +13,7 @@ from deployments import fakes
 from deployments.artifacts import ArtifactStore
 from deployments.messages import Done, Failed, Progress
 from deployments.nvdiffrec import Nvdiffrec
-from deployments.running import Unhealthy, Worker, failure
+from deployments.running import TELLINGS, Unhealthy, Worker, failure
 from viewmesh.errors import EmptyReconstruction, OutOfMemory, PoseError
 
 
@@ -54,19 +54,40 @@ async def test_what_is_not_new_is_not_told_again():
     assert told == [0, 1]
 
 
-async def test_many_calls_of_a_replica_tell_no_more_together_than_a_few():
+class Clock:
+    """The workers' clock, which stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("deployments.running.time", made)
+    return made
+
+
+@pytest.mark.parametrize("calls", [1, 4, 16])
+async def test_many_calls_of_a_replica_tell_no_more_together_than_a_few(clock, calls):
+    def tick():
+        clock.seconds += 0.01
+
+    together = threading.Barrier(calls, tick)
+
     def work(progress, cancelled):
-        for step in range(100):
-            progress("generate", step, 200)
-            time.sleep(0.01)
+        for step in range(500):  # five seconds
+            together.wait(timeout=20)
+            progress("generate", step, 1000)
         return {}
 
-    async def told(calls: int) -> int:
-        worker = Worker(at_once=None, interval_s=0.01)
-        found = await asyncio.gather(*(all_of(worker.run(work)) for _ in range(calls)))
-        return sum(isinstance(m, Progress) for messages in found for m in messages)
-
-    assert await told(16) < 2 * 16  # in a second; each alone would tell a hundred
+    worker = Worker(at_once=None, interval_s=0.01)
+    found = await asyncio.gather(*(all_of(worker.run(work)) for _ in range(calls)))
+    told = sum(isinstance(m, Progress) for messages in found for m in messages)
+    assert calls < told <= 5 * TELLINGS + calls  # each alone would tell five hundred
 
 
 async def test_leaving_the_generator_stops_the_thread():
@@ -159,25 +180,34 @@ async def test_a_call_that_gave_up_waiting_for_its_turn_leaves_it_to_others():
     assert (await all_of(worker.run(lambda p, c: {"x": 2})))[-1] == Done({"x": 2})
 
 
-async def test_calls_at_once_are_watched_one_by_one():
+async def test_calls_at_once_are_watched_one_by_one(clock):
     """As in the Exporter: one call that has died away is not hidden by another that works."""
-    worker = Worker(at_once=None, stall_s=0.3)
+    worker, over, asked = Worker(at_once=None, stall_s=5), threading.Event(), []
 
     def asking(progress, cancelled):
-        for _ in range(80):
-            cancelled()
-            time.sleep(0.01)
+        gone = False
+        while not gone and not over.wait(0.001):
+            before = clock.seconds
+            gone = cancelled()
+            asked.append(before)
         return {}
 
+    async def passes(seconds):
+        clock.seconds += seconds
+        while not asked or asked[-1] < clock.seconds:
+            await asyncio.sleep(0.001)
+
     lively = asyncio.create_task(all_of(worker.run(asking)))
-    await asyncio.sleep(0.5)
-    worker.check_health()  # asking is a sign of life
-    silent = asyncio.create_task(all_of(worker.run(lambda p, c: time.sleep(0.5) or {})))
-    again = asyncio.create_task(all_of(worker.run(asking)))
-    await asyncio.sleep(0.4)
-    with pytest.raises(Unhealthy, match="no progress"):
+    for _ in range(3):
+        await passes(4)
+        worker.check_health()  # asking is a sign of life
+    silent = asyncio.create_task(all_of(worker.run(lambda p, c: over.wait(20) and {})))
+    await asyncio.sleep(0)  # it begins
+    await passes(6)
+    with pytest.raises(Unhealthy, match="no progress for 6 s"):
         worker.check_health()
-    await asyncio.gather(lively, silent, again)
+    over.set()
+    await asyncio.gather(lively, silent)
     worker.check_health()
 
 
@@ -209,14 +239,17 @@ async def test_a_poisoned_device_makes_the_replica_unhealthy_and_takes_no_more_w
     assert (refused.code, refused.retry) == ("worker_unfit", True)
 
 
-async def test_a_stalled_replica_is_unhealthy_and_an_idle_one_is_not():
-    worker = Worker(stall_s=0.1)
-    task = asyncio.create_task(all_of(worker.run(lambda p, c: time.sleep(0.4) or {})))
-    await asyncio.sleep(0.25)
+async def test_a_stalled_replica_is_unhealthy_and_an_idle_one_is_not(clock):
+    worker, over = Worker(stall_s=5), threading.Event()
+    task = asyncio.create_task(all_of(worker.run(lambda p, c: over.wait(20) and {})))
+    await asyncio.sleep(0)  # it begins
+    worker.check_health()
+    clock.seconds += 6
     with pytest.raises(Unhealthy, match="no progress"):
         worker.check_health()
+    over.set()
     await task
-    await asyncio.sleep(0.2)
+    clock.seconds += 6
     worker.check_health()
 
 
