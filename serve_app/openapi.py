@@ -41,22 +41,53 @@ def _links(*operations: str) -> dict[str, Any]:
     return {name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in operations}
 
 
-UPLOAD: dict[str, Any] = {
+def _text(name: str, where: str, description: str, *, pattern: str | None = None, example: str = "") -> dict[str, Any]:
+    """A parameter that may be left out."""
+    schema = {"type": "string", **({"pattern": pattern} if pattern else {})}
+    return {
+        "name": name,
+        "in": where,
+        "schema": schema,
+        "description": description,
+        **({"example": example} if example else {}),
+    }
+
+
+_SUBMITTING = [
+    _text(
+        "Idempotency-Key",
+        "header",
+        "The same key and body give the same job; another body is refused with 422.",
+        pattern="^[!-~]{1,255}$",
+    ),
+    _text("Prefer", "header", "wait=N answers when the job is over, or after N seconds.", example="wait=60"),
+]
+_OVER = {
+    "description": "With `Prefer: wait`: the job is over.",
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/ReconstructionView"}},
+        "model/gltf-binary": {"schema": _BINARY},
+    },
+}
+_UNCHANGED = _text("If-None-Match", "header", "ETags that the caller has: 304 if the file's is among them.")
+
+EXPORT: dict[str, Any] = {"parameters": _SUBMITTING, "responses": {"200": _OVER}}
+EVENTS: dict[str, Any] = {
     "parameters": [
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-            "description": "The same key and body give the same job; another body is refused with 422.",
-        },
-        {
-            "name": "Prefer",
-            "in": "header",
-            "schema": {"type": "string"},
-            "example": "wait=60",
-            "description": "wait=N answers when the job is over, or after N seconds.",
-        },
-    ],
+        _text("Last-Event-ID", "header", "Events after this one. Anything but a number is ignored.", example="3"),
+        _text("last_event_id", "query", "The same, for who cannot send the header.", example="3"),
+    ]
+}
+HEAD: dict[str, Any] = {"parameters": [_UNCHANGED]}
+ARTIFACT: dict[str, Any] = {
+    "parameters": [
+        _UNCHANGED,
+        _text("Range", "header", "One range of bytes; with several the whole file comes.", example="bytes=0-1023"),
+        _text("If-Range", "header", "The ETag that Range is meant for: another one gets the whole file."),
+    ]
+}
+UPLOAD: dict[str, Any] = {
+    "parameters": [*_SUBMITTING, _text("options", "query", "The options as JSON, of an application/zip body.")],
     "requestBody": {
         "required": True,
         "content": {
@@ -102,14 +133,7 @@ UPLOAD: dict[str, Any] = {
     },
     "responses": {
         "202": {"links": _links("show", "events", "cancel", "delete", "export")},
-        "200": {
-            "links": _links("show", "events", "delete", "export"),
-            "description": "With `Prefer: wait`: the job is over.",
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/ReconstructionView"}},
-                "model/gltf-binary": {"schema": _BINARY},
-            },
-        },
+        "200": {"links": _links("show", "events", "delete", "export"), **_OVER},
     },
 }
 

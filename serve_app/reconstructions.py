@@ -22,7 +22,7 @@ from serve_app.dependencies import By, Serving
 from serve_app.events import encode
 from serve_app.files import file_response
 from serve_app.jobs import DifferentRequest, InputGone, NewJob, QuotaExceeded, id_of_key, new_id
-from serve_app.openapi import PROBLEMS, UPLOAD
+from serve_app.openapi import ARTIFACT, EVENTS, EXPORT, HEAD, PROBLEMS, UPLOAD
 from serve_app.outbound import check_url
 from serve_app.problems import MEDIA_TYPE, ProblemError
 from serve_app.schemas import (
@@ -130,6 +130,7 @@ async def delete(job_id: JobId, s: Serving, by: By) -> Response:
     "/{job_id}/exports",
     status_code=202,
     response_model=ReconstructionView,
+    openapi_extra=EXPORT,
     summary="Another format, face count or texture size without running the model",
 )
 async def export(job_id: JobId, body: ExportRequest, request: Request, s: Serving, by: By) -> Response:
@@ -170,6 +171,7 @@ async def export(job_id: JobId, body: ExportRequest, request: Request, s: Servin
 @jobs_api.get(
     "/{job_id}/events",
     response_class=StreamingResponse,
+    openapi_extra=EVENTS,
     summary="Server-sent events",
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
@@ -197,12 +199,14 @@ async def events(job_id: JobId, request: Request, s: Serving, by: By) -> Respons
     "/{job_id}/artifacts/{name}",
     name="artifact_head",
     response_class=Response,
+    openapi_extra=HEAD,
     summary="The headers of a file",
     responses={304: {"description": "Unchanged."}},
 )
 @jobs_api.get(
     "/{job_id}/artifacts/{name}",
     response_class=Response,
+    openapi_extra=ARTIFACT,
     summary="A file; Range and If-None-Match work",
     responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},

@@ -41,7 +41,7 @@ api = APIRouter()
     "/v1/models",
     response_model=ModelList,
     tags=["models"],
-    responses={k: v for k, v in PROBLEMS.items() if k in (401, 503)},
+    responses={k: v for k, v in PROBLEMS.items() if k in (401, 403, 503)},
 )
 async def list_models(s: Serving) -> ModelList:
     found = []

@@ -164,6 +164,12 @@ async def test_the_same_idempotency_key_and_body_is_the_same_job(running: Runnin
     assert first.json()["id"] == second.json()["id"]
     other = await running.submit(headers=key, options={"seed": 5})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    url, asked = f"/v1/reconstructions/{first.json()['id']}/exports", {"formats": ["ply"]}
+    exports = [(await running.http.post(url, json=asked, headers=key)).json()["id"] for _ in range(2)]
+    assert exports[0] == exports[1]
+    for path, body in ((url, {"json": asked}), ("/v1/reconstructions", {"files": views()})):
+        bad = await running.http.post(path, headers={"idempotency-key": "a b"}, **body)
+        assert (bad.status_code, bad.json()["code"]) == (400, "bad_idempotency_key")
 
 
 async def test_an_export_runs_no_model(running: Running, tmp_path):
