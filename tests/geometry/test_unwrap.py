@@ -8,6 +8,7 @@ import torch
 from solids import ball, bumpy, cube, spiral, together, torus
 
 from viewmesh.errors import Cancelled
+from viewmesh.geometry import charts
 from viewmesh.geometry import unwrap as module
 from viewmesh.geometry.mesh import Mesh
 from viewmesh.geometry.simplify import simplify
@@ -102,6 +103,24 @@ def test_an_atlas_is_filled_and_padding_takes_no_charts_place(size, padding):
     border = 2 * padding / size
     assert float(atlas.uvs[:, 1].max() - atlas.uvs[:, 1].min()) > 0.97 - border
     assert float(areas(atlas.uvs.double()[atlas.uv_faces]).abs().sum()) > 0.1
+
+
+def test_slivers_are_laid_out_on_as_few_texels_as_others(monkeypatch):
+    """A hundred needles of nearly no area: measured by that, each would be some ten million texels long."""
+    generator = torch.Generator().manual_seed(0)
+    start, along, across = (torch.randn(100, 3, generator=generator) for _ in range(3))
+    corners = torch.stack([start, start + along, start + along / 2 + 1e-7 * across], 1)
+    looked_at = []
+
+    def counted(corners, margin):
+        looked_at.append(float((corners.amax(1) - corners.amin(1)).amax()))
+        return texels_inside(corners, margin)
+
+    monkeypatch.setattr(charts, "texels_inside", counted)
+    needles = Mesh(corners.reshape(-1, 3), torch.arange(300).reshape(-1, 3))
+    atlas = unwrap(needles, SIZE, fallback_only=True)
+    assert max(looked_at) < 2 * SIZE
+    assert float(areas(corners_of(needles, atlas)).min()) > 0
 
 
 def test_large_meshes_are_cut_into_parts_and_put_together(monkeypatch):

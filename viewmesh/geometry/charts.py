@@ -132,6 +132,22 @@ def flat_area(charts: Charts) -> float:
     return float(np.abs(_signed_areas(charts.points[charts.faces])).sum())
 
 
+def chart_of_points(charts: Charts) -> np.ndarray:
+    """(T,) label of each point's chart."""
+    of_point = np.empty(len(charts.points), np.int64)
+    of_point[charts.faces.ravel()] = np.repeat(charts.chart, 3)
+    return of_point
+
+
+def extents(points: np.ndarray, of_point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower corner and size of each chart's bounding box, (K, 2) each."""
+    K = int(of_point.max()) + 1
+    low, high = np.full((K, 2), np.inf), np.full((K, 2), -np.inf)
+    np.minimum.at(low, of_point, points)
+    np.maximum.at(high, of_point, points)
+    return low, high - low
+
+
 def _overlapping_charts(charts: Charts, suspects: np.ndarray, texel: float) -> np.ndarray:
     """Labels of the charts in which some texel centre lies in two of the suspect faces (F,) bool."""
     ids = np.flatnonzero(suspects)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from viewmesh.geometry.charts import Charts, flat_area
+from viewmesh.geometry.charts import Charts, chart_of_points, extents, flat_area
 from viewmesh.geometry.pack_cells import place
 from viewmesh.geometry.texels import texels_of_groups
 from viewmesh.progress import never
@@ -16,6 +16,7 @@ from viewmesh.progress import never
 CELLS = 384  # per side, more only where charts would not fit: finer packs little tighter and costs its third power
 USUAL = 0.88  # of the cells up to its height, what packing fills of most atlases
 AIM, FULL = 0.985, 0.97  # of the height, what a scale is chosen for, and what is enough
+TRIES, MORE = 12, 2  # of placing all charts: at most, and after the first that fits; most often it is two in all
 SPARSE = 0.1  # of the atlas: charts that cover less would rather have less padding
 
 
@@ -39,7 +40,7 @@ def _fit(
     charts: Charts, of_point: np.ndarray, cells: int, margin: float, cancelled: Callable[[], bool]
 ) -> np.ndarray | None:
     """Point positions in [0, 1]^2 at the largest scale found that fits, or None."""
-    low, extent = _extent(charts.points, of_point)
+    low, extent = extents(charts.points, of_point)
     limit = (cells - 2 * margin - 2) / extent.max()
     if limit <= 0 or len(low) * (2 * margin + 1) ** 2 > 0.8 * cells**2:  # points alone would take that much
         return None
@@ -52,10 +53,12 @@ def _fit(
         return texels_of_groups(corners * scale + (margin + 1), bounds, -(margin + 0.71))  # from its middle to a corner
 
     scale, best, fitted, wanted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0, USUAL * cells**2
-    while True:
+    left = TRIES
+    while left > 0:
         scale, taken = _scale_for(wanted, scale, limit, lambda scale: len(footprints(scale)[1]))
         if scale <= fitted or taken > 1.01 * wanted:  # in the second case charts are hardly more than their margins
             break
+        left -= 1
         counts, x, y = footprints(scale)
         placed = place(counts, x, y, cells, cancelled)
         if placed.height <= cells:
@@ -65,6 +68,7 @@ def _fit(
             fitted = scale
             if placed.height > FULL * cells or scale >= limit:
                 break
+            left = min(left, MORE)
         wanted = AIM * cells / placed.height * len(x)  # the share of its rows that packing fills stays
     return None if best is None else best / cells
 
@@ -90,8 +94,7 @@ def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
 
     All charts at once: a loop over a thousand small ones would take the interpreter longer than this takes numpy.
     """
-    of_point = np.empty(len(charts.points), np.int64)
-    of_point[charts.faces.ravel()] = np.repeat(charts.chart, 3)
+    of_point = chart_of_points(charts)
     order = np.argsort(of_point, kind="stable")
     ordered, first = of_point[order], np.r_[0, np.cumsum(np.bincount(of_point))[:-1]]
     x, y = charts.points[order].T
@@ -115,12 +118,3 @@ def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
     turn = (best + np.where(width < height, np.pi / 2, 0.0))[of_point]  # the long side along x
     x, y = charts.points.T
     return np.stack([np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x], 1), of_point
-
-
-def _extent(points: np.ndarray, of_point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower corner and size of each chart's bounding box, (K, 2) each."""
-    K = int(of_point.max()) + 1
-    low, high = np.full((K, 2), np.inf), np.full((K, 2), -np.inf)
-    np.minimum.at(low, of_point, points)
-    np.maximum.at(high, of_point, points)
-    return low, high - low

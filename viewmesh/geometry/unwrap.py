@@ -18,6 +18,8 @@ from torch import Tensor
 
 from viewmesh.geometry.charts import (
     Charts,
+    chart_of_points,
+    extents,
     flat_area,
     from_points,
     joined,
@@ -73,7 +75,7 @@ def unwrap(
     parts = _spatial_parts(vertices[faces].mean(1))
     charts = _charts_of_parts(vertices, faces, parts, timeout_s, fallback_only, cancelled)
     charts = _in_old_order(charts, np.concatenate(parts))
-    texel = max(np.sqrt(flat_area(charts) / 0.7), 1e-9) / texture_size
+    texel = _side(charts) / texture_size
     charts = repaired(charts, texel, cancelled)
     for _ in range(4):
         uvs = np.clip(pack(charts, texture_size, padding, cancelled), 0, 1).astype(np.float32)
@@ -126,6 +128,12 @@ def _xatlas(
             np.savez(folder / f"{i:04d}.in.npz", vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
         run([*CHILD, name, str(len(os.sched_getaffinity(0)))], deadline, cancelled)
         return [_read(folder / f"{i:04d}.out.npz", faces) for i, (_, faces) in enumerate(meshes)]
+
+
+def _side(charts: Charts) -> float:
+    """Of the square that an atlas will be, about: there must be room for all charts, and for the longest one."""
+    longest = float(extents(charts.points, chart_of_points(charts))[1].max())
+    return max(float(np.sqrt(flat_area(charts) / 0.7)), longest, 1e-9)
 
 
 def _read(file: Path, faces: np.ndarray) -> Charts | None:
