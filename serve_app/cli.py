@@ -251,7 +251,7 @@ def start(
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets its own services interrupt a fit: 3 s of 25 on two cores
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray's 0.1 costs an idle laptop twice as much as all our replicas
-        **runtime.ENVIRONMENT,
+        **runtime.missing(),
         **ingress.environment(),
         **ingress.own_ports(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),

@@ -12,8 +12,14 @@ import os
 ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "2000"}
 
 
+def missing() -> dict[str, str]:
+    """What of it this process has not; a user's own setting stays."""
+    lacked = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if "OMP_WAIT_POLICY" in os.environ:  # the count of spins would go before it
+        lacked.pop("GOMP_SPINCOUNT", None)
+    return lacked
+
+
 def prepare() -> None:
-    """For this process, if it has not imported torch yet, and for those that it starts; a user's own setting stays."""
-    for name, value in ENVIRONMENT.items():
-        if name != "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault(name, value)
+    """For this process, if it has not imported torch yet, and for those that it starts."""
+    os.environ.update(missing())

@@ -13,6 +13,8 @@ from viewmesh.geometry.pack_cells import place
 from viewmesh.geometry.texels import texels_of_groups
 from viewmesh.progress import never
 
+Footprints = tuple[np.ndarray, np.ndarray, np.ndarray]  # of charts: how many cells each takes, their x, their y
+
 CELLS = 384  # per side, more only where charts would not fit: finer packs little tighter and costs its third power
 USUAL = 0.88  # of the cells up to its height, what packing fills of most atlases
 AIM, FULL = 0.985, 0.97  # of the height, what a scale is chosen for, and what is enough
@@ -48,18 +50,17 @@ def _fit(
     order = np.argsort(charts.chart, kind="stable")
     corners, bounds = points[charts.faces[order]], np.r_[0, np.cumsum(np.bincount(charts.chart))]
 
-    def footprints(scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def footprints(scale: float) -> Footprints:
         """Cells that charts touch when grown by `margin` and moved by margin + 1."""
         return texels_of_groups(corners * scale + (margin + 1), bounds, -(margin + 0.71))  # from its middle to a corner
 
     scale, best, fitted, wanted = min(limit, cells * np.sqrt(0.8 / flat_area(charts))), None, 0.0, USUAL * cells**2
     left = TRIES
     while left > 0:
-        scale, taken = _scale_for(wanted, scale, limit, lambda scale: len(footprints(scale)[1]))
-        if scale <= fitted or taken > 1.01 * wanted:  # in the second case charts are hardly more than their margins
+        scale, (counts, x, y) = _scale_for(wanted, scale, limit, footprints)
+        if scale <= fitted or len(x) > 1.01 * wanted:  # in the second case charts are hardly more than their margins
             break
         left -= 1
-        counts, x, y = footprints(scale)
         placed = place(counts, x, y, cells, cancelled)
         if placed.height <= cells:
             local = points * scale + margin + 1
@@ -73,20 +74,23 @@ def _fit(
     return None if best is None else best / cells
 
 
-def _scale_for(wanted: float, scale: float, limit: float, count: Callable[[float], int]) -> tuple[float, int]:
-    """A scale, `limit` at most, at which charts take about `wanted` cells, from one near it; and how many they take.
+def _scale_for(
+    wanted: float, scale: float, limit: float, footprints: Callable[[float], Footprints]
+) -> tuple[float, Footprints]:
+    """A scale, `limit` at most, at which charts take about `wanted` cells, from one near it; and those cells.
 
     Cells go with a power of the scale between its square, charts without margins, and a half, hardly more than margins.
     """
-    power, taken = 1.5, count(scale)
+    power, cells = 1.5, footprints(scale)
     for _ in range(8):
+        taken = len(cells[1])
         better = min(limit, scale * float(np.clip((wanted / taken) ** (1 / power), 0.5, 2)))
         if abs(taken / wanted - 1) < 0.003 or better == scale:
             break
-        before, taken = taken, count(better)
-        power = float(np.clip(np.log(taken / before) / np.log(better / scale), 0.5, 2))
+        cells = footprints(better)
+        power = float(np.clip(np.log(len(cells[1]) / taken) / np.log(better / scale), 0.5, 2))
         scale = better
-    return scale, taken
+    return scale, cells
 
 
 def _upright(charts: Charts) -> tuple[np.ndarray, np.ndarray]:
