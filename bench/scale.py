@@ -6,13 +6,14 @@ python bench/scale.py data/spot --model trellis --jobs 48                TRELLIS
 python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two replicas on one GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
 
-A wave is `--jobs` jobs per replica, all submitted at once; its rate is jobs / (first submitted → last one succeeded),
-so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Of a wave of many jobs the
-sustained rate is told too: the slope of jobs that ended over time, without the first and the last tenth, in which
-replicas have not enough to do. Efficiency is either rate per replica over that of the smallest wave. All waves go
-through one service whose number of replicas is edited between them (`serve deploy`), the largest first. GPU use is
-what nvidia-smi says while the models run. Before the first wave each replica has done a job of the preset preview.
-Last, with replicas following the queue from one to all: the time from the first queued job to each new replica.
+A wave is `--jobs` jobs per replica, submitted as fast as 32 uploads at a time go; its rate is jobs / (first submitted
+→ last one succeeded), so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Of
+a wave of many jobs the sustained rate is told too: the slope of jobs that ended over time, without the first and the
+last tenth, in which replicas have not enough to do. Efficiency is either rate per replica over that of the smallest
+wave. All waves go through one service whose number of replicas is edited between them (`serve deploy`), the largest
+first. GPU use is what nvidia-smi says while the models run. Before the first wave each replica has done a job of the
+preset preview. Last, with replicas following the queue from one to all: the time from the first queued job to each
+new replica.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from viewmesh.options import Options
 
 WORKER = {"nvdiffrec": "Nvdiffrec", "trellis": "Trellis"}
 STAGE = {"nvdiffrec": "optimise", "trellis": "generate"}
+UPLOADS = 32  # at a time: of hundreds that share the way, the first arrives when most of them do
 MANY = 30  # jobs of a wave that has a sustained rate
 
 
@@ -110,10 +112,10 @@ class Bench:
         self.scratch = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
 
     def submit(self, count: int) -> list[str]:
-        """So many jobs at once, each with a seed of its own."""
+        """So many jobs one after the other, each with a seed of its own."""
         seeds = range(self.seed, self.seed + count)
         self.seed += count
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(min(count, UPLOADS)) as pool:
             return list(pool.map(self.submit_one, seeds))
 
     def submit_one(self, seed: int) -> str:
