@@ -4,9 +4,10 @@ Every change of a job and the event that tells of it are one transaction, and ev
 starts from, so a step that runs twice (its first run was lost with its process) changes nothing the second time.
 """
 
+import functools
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,20 @@ class NewJob:
 
 Row = dict[str, Any]
 Enqueue = Callable[[sa.Connection, str, str, str], None]
+
+# Statements that every job needs many times are built once: building one, and asking whether it was compiled before,
+# takes longer than SQLite needs for it. Parameters that are no columns end in an underscore.
+JOB = jobs.c.id == sa.bindparam("job_")
+WHOLE_ROW = sa.select(jobs).where(JOB)
+STATE = sa.select(jobs.c.state).where(JOB)
+TIMINGS = sa.select(jobs.c.timings, jobs.c.state).where(JOB)
+SET = sa.update(jobs).where(JOB)  # what the parameters say
+FURTHER = jobs.c.percent < sa.bindparam("percent_")
+NEW_EVENT, NEW_ARTIFACT = sa.insert(events), sa.insert(artifacts)
+ADD_TALLY = sa.text(
+    "INSERT INTO viewmesh_tallies (name, label, value) VALUES (:name, :label, :value) "
+    "ON CONFLICT (name, label) DO UPDATE SET value = viewmesh_tallies.value + excluded.value"
+)
 
 
 def new_id() -> str:
@@ -96,7 +111,7 @@ class JobStore:
         keys = sorted({ref["key"] for ref in job.inputs.values()})
         with self.engine.begin() as connection:
             lock_inputs(connection)
-            known = _one(connection, sa.select(jobs).where(jobs.c.id == job.id))
+            known = _one(connection, WHOLE_ROW, job_=job.id)
             if known is not None:
                 if known["owner"] != job.owner or known["request_hash"] != job.request_hash:
                     raise DifferentRequest(job.id)
@@ -133,18 +148,20 @@ class JobStore:
             connection.execute(sa.insert(jobs).values(row))
             if keys:
                 connection.execute(sa.insert(inputs), [{"job_id": job.id, "key": key} for key in keys])
-            _add_event(connection, job.id, 1, "state", {"state": "queued"})
+            _add_events(connection, job.id, 1, "state", [{"state": "queued"}])
             enqueue(connection, job.id, job.kind, job.model)
-            return _one(connection, sa.select(jobs).where(jobs.c.id == job.id)) or row, True
+            return _one(connection, WHOLE_ROW, job_=job.id) or row, True
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str, owner: str | None = None) -> Row | None:
-        query = sa.select(jobs).where(jobs.c.id == job_id)
-        if owner is not None:
-            query = query.where(jobs.c.owner == owner)
         with self.engine.connect() as connection:
-            return _one(connection, query)
+            row = _one(connection, WHOLE_ROW, job_=job_id)
+        return row if row is None or owner in (None, row["owner"]) else None
+
+    def state(self, job_id: str) -> str | None:
+        with self.engine.connect() as connection:
+            return connection.execute(STATE, {"job_": job_id}).scalar_one_or_none()
 
     def view(self, job_id: str, owner: str) -> tuple[Row, list[Row], int | None] | None:
         """The job, its artifacts and its place in the queue, in one go."""
@@ -232,7 +249,7 @@ class JobStore:
                 "state",
                 {"state": "running"},
             )
-            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id))
+            row = _one(connection, WHOLE_ROW, job_=job_id)
             return row if row is not None and row["state"] == "running" else None
 
     def progress(self, job_id: str, *, percent: float, data: dict[str, Any]) -> bool:
@@ -245,9 +262,7 @@ class JobStore:
             "eta_s": data.get("eta_s"),
         }
         with self.engine.begin() as connection:
-            return self._change(
-                connection, job_id, ("running",), values, "progress", data, extra=jobs.c.percent < percent
-            )
+            return self._change(connection, job_id, ("running",), values, "progress", data, further=True)
 
     def preview(self, job_id: str, step: int, ref: dict[str, Any]) -> bool:
         """The picture of an intermediate state replaces the one before it; told once per step."""
@@ -268,13 +283,15 @@ class JobStore:
             )
             return True
 
-    def stage_done(self, job_id: str, timings: dict[str, float], **values: Any) -> None:
-        """Adds a finished stage's seconds, and whatever else it left on the job."""
+    def stage_done(self, job_id: str, stage: str, seconds: float, *, more: bool = False, **values: Any) -> float:
+        """Records a stage's seconds, or `more` of them, and what else it left on the job. Returns all it took."""
         with self.engine.begin() as connection:
-            row = _one(connection, sa.select(jobs.c.timings, jobs.c.state).where(jobs.c.id == job_id))
+            row = _one(connection, TIMINGS, job_=job_id)
+            timings = row["timings"] if row is not None else {}
+            total = round(seconds + (timings.get(stage, 0.0) if more else 0.0), 3)
             if row is not None and row["state"] == "running":
-                merged = {**row["timings"], **timings}
-                connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=merged, **values))
+                connection.execute(SET, {"job_": job_id, "timings": {**timings, stage: total}, **values})
+            return total
 
     def change_model(self, job_id: str, model: str, options: dict[str, Any], because: str) -> None:
         """Another model goes on with a running job than the one that `auto` picked at first."""
@@ -286,7 +303,7 @@ class JobStore:
     def resumed(self, job_id: str) -> None:
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(resumes=jobs.c.resumes + 1))
-            _add_tally(connection, "resumes", "", 1)
+            _add_tallies(connection, {("resumes", ""): 1})
 
     def succeed(self, job_id: str, files: list[dict[str, Any]], report: dict[str, Any], expires: float | None) -> bool:
         """running → succeeded, with its artifacts: all of them or none."""
@@ -295,16 +312,19 @@ class JobStore:
             if connection.execute(lock).rowcount == 0:
                 return False
             connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id))  # the preview
-            for file in files:
-                row = {**file, "job_id": job_id, "media_type": media_type(file["name"])}
-                connection.execute(sa.insert(artifacts).values(row))
-                data = {
+            rows = [{**file, "job_id": job_id, "media_type": media_type(file["name"])} for file in files]
+            told = [
+                {
                     "name": file["name"],
                     "bytes": file["size"],
                     "sha256": file["sha256"],
                     "url": f"/v1/reconstructions/{job_id}/artifacts/{file['name']}",
                 }
-                self._change(connection, job_id, ("running",), {}, "artifact", data)
+                for file in files
+            ]
+            if rows:
+                connection.execute(NEW_ARTIFACT, rows)
+                self._change(connection, job_id, ("running",), {}, "artifact", *told)
             return self._end(connection, job_id, "succeeded", {"report": report, "percent": 100.0}, expires)
 
     def fail(self, job_id: str, error: dict[str, Any], expires: float | None) -> bool:
@@ -316,8 +336,7 @@ class JobStore:
         with self.engine.begin() as connection:
             if self._end(connection, job_id, "cancelled", {}, expires):
                 return True
-            row = _one(connection, sa.select(jobs.c.state).where(jobs.c.id == job_id))
-            return row is not None and row["state"] == "cancelled"
+            return connection.execute(STATE, {"job_": job_id}).scalar_one_or_none() == "cancelled"
 
     def _end(
         self, connection: sa.Connection, job_id: str, state: str, values: dict[str, Any], expires: float | None
@@ -333,20 +352,15 @@ class JobStore:
         if changed:
             if state != "succeeded":  # its files are removed, so that the preview's would not be found
                 connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id))
-            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id))
+            row = _one(connection, WHOLE_ROW, job_=job_id)
             assert row is not None
             done: dict[str, Any] = {"state": state}
             if row["error"]:
                 done["error"] = row["error"]
             self._change(connection, job_id, (state,), {}, "done", done)
-            code = (row["error"] or {}).get("code", "")
-            _add_tally(connection, "jobs", f"{row['kind']}|{row['model']}|{state}|{code}", 1)
-            _add_tally(connection, "job_seconds", f"{row['kind']}|{row['model']}", row["finished"] - row["created"])
+            _add_tallies(connection, _tallies_of(row))
             if row["webhook"] and self.on_end is not None:
                 self.on_end(connection, job_id)
-            for stage, seconds in row["timings"].items():
-                _add_tally(connection, "stage_seconds", stage, seconds)
-                _add_tally(connection, "stage_count", stage, 1)
         return changed
 
     def _change(
@@ -356,17 +370,18 @@ class JobStore:
         states: tuple[str, ...],
         values: dict[str, Any],
         kind: str,
-        data: dict[str, Any],
-        extra: Any = None,
+        *told: dict[str, Any],
+        further: bool = False,
     ) -> bool:
-        where = [jobs.c.id == job_id, jobs.c.state.in_(states)]
-        if extra is not None:
-            where.append(extra)
-        update = sa.update(jobs).where(*where).values(seq=jobs.c.seq + 1, **values).returning(jobs.c.seq)
-        seq = connection.execute(update).scalar_one_or_none()
-        if seq is None:
+        """Sets the values and tells the events, if the job is in one of the states, and, if only what is `further` is
+        wanted, has not come as many percent before."""
+        given = {**values, "job_": job_id, "events_": len(told)}
+        if further:
+            given["percent_"] = values["percent"]
+        last = connection.execute(_changing(states, further), given).scalar_one_or_none()
+        if last is None:
             return False
-        _add_event(connection, job_id, seq, kind, data)
+        _add_events(connection, job_id, last - len(told) + 1, kind, told)
         return True
 
     # --- removing --------------------------------------------------------------------------------------------------
@@ -443,9 +458,18 @@ class JobStore:
             }
 
 
-def _add_event(connection: sa.Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
-    row = {"job_id": job_id, "seq": seq, "at": time.time(), "type": kind, "data": data}
-    connection.execute(sa.insert(events).values(row))
+@functools.cache
+def _changing(states: tuple[str, ...], further: bool) -> Any:
+    where = (JOB, jobs.c.state.in_(states), *([FURTHER] if further else []))
+    return sa.update(jobs).where(*where).values(seq=jobs.c.seq + sa.bindparam("events_")).returning(jobs.c.seq)
+
+
+def _add_events(connection: sa.Connection, job_id: str, first: int, kind: str, told: Sequence[dict[str, Any]]) -> None:
+    now = time.time()
+    connection.execute(
+        NEW_EVENT,
+        [{"job_id": job_id, "seq": seq, "at": now, "type": kind, "data": data} for seq, data in enumerate(told, first)],
+    )
 
 
 def _sent_since(table: sa.Table, since: float) -> sa.Select[Any]:
@@ -459,15 +483,22 @@ def _remember_spent(connection: sa.Connection, ids: list[str], since: float) -> 
     connection.execute(sa.delete(spent).where(spent.c.created <= since))
 
 
-def _add_tally(connection: sa.Connection, name: str, label: str, value: float) -> None:
-    where = (tallies.c.name == name) & (tallies.c.label == label)
-    if connection.execute(sa.update(tallies).where(where).values(value=tallies.c.value + value)).rowcount == 0:
-        # Two processes may both find it missing on Postgres; the second then waits and adds.
-        insert = sa.text(
-            "INSERT INTO viewmesh_tallies (name, label, value) VALUES (:name, :label, :value) "
-            "ON CONFLICT (name, label) DO UPDATE SET value = viewmesh_tallies.value + excluded.value"
-        )
-        connection.execute(insert, {"name": name, "label": label, "value": value})
+def _tallies_of(row: Row) -> dict[tuple[str, str], float]:
+    """What a job that is over adds to the sums of /metrics."""
+    code = (row["error"] or {}).get("code", "")
+    seconds = {("stage_seconds", stage): seconds for stage, seconds in row["timings"].items()}
+    return {
+        ("jobs", f"{row['kind']}|{row['model']}|{row['state']}|{code}"): 1,
+        ("job_seconds", f"{row['kind']}|{row['model']}"): row["finished"] - row["created"],
+        **seconds,
+        **{("stage_count", stage): 1 for _, stage in seconds},
+    }
+
+
+def _add_tallies(connection: sa.Connection, added: dict[tuple[str, str], float]) -> None:
+    # In one order everywhere: two transactions that each wait for a row of the other's would wait for ever.
+    rows = [{"name": name, "label": label, "value": value} for (name, label), value in sorted(added.items())]
+    connection.execute(ADD_TALLY, rows)
 
 
 def _family(connection: sa.Connection, job_id: str) -> list[str]:
@@ -475,8 +506,8 @@ def _family(connection: sa.Connection, job_id: str) -> list[str]:
     return [row.id for row in connection.execute(query)]
 
 
-def _one(connection: sa.Connection, query: Any) -> Row | None:
-    row = connection.execute(query).mappings().first()
+def _one(connection: sa.Connection, query: Any, **given: Any) -> Row | None:
+    row = connection.execute(query, given).mappings().first()
     return None if row is None else dict(row)
 
 

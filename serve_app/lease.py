@@ -31,6 +31,10 @@ MARGIN_S = 2.0  # so much earlier than others may take over, its holder stops
 RENEW_S = 2.0
 ROLE = "conductor"
 
+# A takeover changes the epoch, which is a key: it waits for the transaction that asks. A renewal does not. On SQLite
+# whoever writes is alone.
+EPOCH = sa.select(leases.c.epoch).where(leases.c.role == ROLE).with_for_update(read=True, key_share=True)
+
 
 class LeaseLost(Exception):
     """Another Conductor has taken over, or may have: nothing of this transaction was written."""
@@ -186,10 +190,7 @@ class Lease:
         def _refuse(connection: sa.Connection) -> None:
             if self.ended.is_set() or self.epoch is None:
                 raise LeaseLost("this Conductor does not hold the lease")
-            # A takeover changes the epoch, which is a key: it waits for this transaction. A renewal does not.
-            # On SQLite whoever writes is alone.
-            mine = sa.select(leases.c.epoch).where(leases.c.role == ROLE)
-            epoch = connection.execute(mine.with_for_update(read=True, key_share=True)).scalar()
+            epoch = connection.execute(EPOCH).scalar()
             if epoch != self.epoch:
                 self.until = 0.0
                 raise LeaseLost(f"epoch {epoch} has taken over from this Conductor's {self.epoch}")

@@ -169,23 +169,16 @@ class Calls:
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
         self.seats.leave(job["id"])
         facts = {**((job["result"] or {}).get("facts") or {}), **facts}
-        timings = {}
         row = await self._database(self.store.get, job["id"])
-        if row is not None:
-            timings = row["timings"]
         call = {
             "job_id": job["id"],
             "options": job["options"],
             "views": views,
             "result": result,
-            "facts": {**facts, "seconds": timings},
+            "facts": {**facts, "seconds": row["timings"] if row is not None else {}},
         }
-        done = await self._call(job, "export", self.exporter, "export", call)
-        if "failed" not in done:
-            await self._database(
-                self.store.stage_done, job["id"], {}, result={"views": views, "result": result, "facts": facts}
-            )
-        return done
+        source = {"views": views, "result": result, "facts": facts}  # of other exports of this job
+        return await self._call(job, "export", self.exporter, "export", call, result=source)
 
     async def succeed(self, job: Json, done: Json) -> Json:
         report = done["report"]
@@ -218,17 +211,20 @@ class Calls:
 
     # --- calling ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> Json:
-        """The Done value of one call, or {"failed": …}. Replicas that die are replaced by others, with patience."""
+    async def _call(self, job: Json, stage: str, handle: Any, method: str, call: Json, **left: Any) -> Json:
+        """The Done value of one call, or {"failed": …}. Replicas that die are replaced by others, with patience.
+
+        left: what the job's row shall have once the stage is done.
+        """
         log, started = log_of(job["id"]), time.monotonic()
         if not call.get("checkpoint") or stage != "optimise":  # of the slices, the first
             log.info(f"{stage} began")
-        made = await self._until_answered(job, stage, handle, method, call)
+        made = await self._until_answered(job, stage, handle, method, call, left)
         if "failed" in made:
             log.warning(f"{stage} failed after {time.monotonic() - started:.2f} s: {made['failed']['code']}")
         return made
 
-    async def _until_answered(self, job: Json, stage: str, handle: Any, method: str, call: Json) -> Json:
+    async def _until_answered(self, job: Json, stage: str, handle: Any, method: str, call: Json, left: Json) -> Json:
         log, started = log_of(job["id"]), time.monotonic()
         losses, device_losses, pause = 0, 0, 0.5
         while True:
@@ -261,8 +257,8 @@ class Calls:
                     return _failed("worker_lost", f"The stage {stage} could not be called.", "See the service's log.")
             else:
                 if isinstance(message, Done):
-                    seconds = await self._seconds(job, stage, message)
-                    await self._database(self.store.stage_done, job["id"], {stage: seconds})
+                    seconds, more = message.value.get("seconds", 0.0), stage == "optimise"
+                    seconds = await self._database(self.store.stage_done, job["id"], stage, seconds, more=more, **left)
                     if message.value.get("done", True):  # of the slices, the last
                         log.info(f"{stage} done in {seconds:.2f} s")
                     return message.value
@@ -323,14 +319,8 @@ class Calls:
         except Exception as error:  # progress is not worth a job
             log_of(job["id"]).warning(f"could not record progress: {error}")
 
-    async def _seconds(self, job: Json, stage: str, message: Done) -> float:
-        row = await self._database(self.store.get, job["id"])
-        before = 0.0 if row is None or stage != "optimise" else row["timings"].get(stage, 0.0)
-        return round(before + message.value.get("seconds", 0.0), 3)
-
     async def _wanted(self, job_id: str) -> bool:
-        row = await self._database(self.store.get, job_id)
-        return row is not None and row["state"] == "running"
+        return await self._database(self.store.state, job_id) == "running"
 
     async def _database(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A query that is repeated while the database is away: what was accepted is not given up for that."""

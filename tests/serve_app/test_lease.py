@@ -145,7 +145,7 @@ def test_nothing_that_a_replaced_conductor_writes_is_kept(args, store, lease):
     for write in (
         lambda: old.progress(job.id, percent=50, data=data),
         lambda: old.preview(job.id, 3, REF),
-        lambda: old.stage_done(job.id, {"optimise": 1.0}),
+        lambda: old.stage_done(job.id, "optimise", 1.0),
         lambda: old.resumed(job.id),
         lambda: old.succeed(job.id, [{"name": "mesh.glb", **REF}], {}, None),
         lambda: old.fail(job.id, {"code": "x"}, None),
