@@ -21,6 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from viewmesh import runtime
+
+runtime.prepare()  # before the first tensor, which the imports below make
+# ruff: noqa: E402
+
 import numpy as np
 import torch
 import trimesh

@@ -5,6 +5,7 @@ python bench/scale.py data/spot --model trellis --weights DIR --jobs 48  TRELLIS
 python bench/scale.py data/spot --model trellis --jobs 48                TRELLIS with random weights, see bench/shell.py
 python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two replicas on one GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
+python bench/scale.py --fake 0.05 --replicas 1 --seats 18 --jobs 200     what one Conductor can do
 
 A wave is `--jobs` jobs per replica, submitted as fast as 32 uploads at a time go; its rate is jobs / (first submitted
 → last one succeeded), so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Of
@@ -200,9 +201,7 @@ def others(config: dict, model: str, replicas: int) -> None:
 
 
 def seats(config: dict, given: argparse.Namespace, replicas: int) -> None:
-    """One for each optimiser; generators work on a few jobs at once."""
-    count = replicas if given.model == "nvdiffrec" else given.seats * replicas
-    deployment(config, "Conductor")["user_config"]["slots"] = {given.model: count}
+    deployment(config, "Conductor")["user_config"]["slots"] = {given.model: given.seats * replicas}
 
 
 def seconds(job: ReconstructionView) -> dict[str, float]:
@@ -233,7 +232,7 @@ def adapt(given: argparse.Namespace, most: int):
             weights = given.weights or checkpoint(CHECKPOINTS, "trellis")
             args.update(models=["trellis"], weights={"trellis": str(weights.absolute())})
             compiled = {"compile": given.compile}
-            listed.append({"name": "Trellis", "max_ongoing_requests": given.seats, "user_config": compiled})
+            listed.append({"name": "Trellis", "user_config": compiled})
             if given.weights is None:
                 application["import_path"] = "bench.shell:build"
         actor = {"num_gpus": 1 / given.per_gpu} if given.gpus else {"num_gpus": 0, "num_cpus": 0.2}
@@ -243,6 +242,7 @@ def adapt(given: argparse.Namespace, most: int):
             deployment(config, name)["max_ongoing_requests"] = 1  # one job each: all of them are warm after the first
             if not given.gpus:
                 deployment(config, name)["ray_actor_options"] = {"num_cpus": 0.1}
+        deployment(config, WORKER[given.model])["max_ongoing_requests"] = given.seats
         scaled(config, WORKER[given.model], most, most)
 
     return change
@@ -284,8 +284,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(WORKER), default="nvdiffrec")
     parser.add_argument("--preset", default="standard")
     parser.add_argument("--weights", type=Path, help="folder of the TRELLIS checkpoint; else random")
-    usual = Trellis.max_ongoing_requests
-    parser.add_argument("--seats", type=int, default=usual, help="jobs that a replica of Trellis takes at once")
+    parser.add_argument("--seats", type=int, help="jobs that a replica takes at once; Trellis' own number, else 1")
     parser.add_argument("--compile", action="store_true", help="compile the networks of TRELLIS")
     parser.add_argument("--fake", type=float, help="seconds that a job of the fake engine takes")
     parser.add_argument("--cpu", dest="gpus", action="store_false", help="replicas need no GPU")
@@ -293,6 +292,7 @@ def main() -> None:
     parser.add_argument("--no-queue", dest="queue", action="store_false", help="no replicas following the queue")
     given = parser.parse_args()
     given.gpus = given.gpus and not given.fake
+    given.seats = given.seats or (Trellis.max_ongoing_requests if given.model == "trellis" else 1)
     began, most = time.monotonic(), max(given.replicas)
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
     source = zipped(given.capture, folder) if given.capture else None

@@ -82,10 +82,9 @@ class Optimiser(Protocol):
 
 class Generator(Protocol):
     """Generative models with their weights in memory. Calls may come at once; those that find the device busy run next,
-    at most `together` of them at once, all of one model. overlap: a batch may begin while another one ends."""
+    at most `together` of them at once, all of one model."""
 
     together: int
-    overlap: bool
 
     def hold(self, models: Sequence[str]) -> None:
         """Loads these and drops others. A model that cannot be loaded, for lack of memory or of files, leaves the

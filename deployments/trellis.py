@@ -55,7 +55,6 @@ class Trellis:
         """Raises why, where not one of the models can be held."""
         self.worker.stall_s = float(config.get("stall_s", self.worker.stall_s))
         self.engine.together = max(1, int(config.get("together", self.engine.together)))
-        self.engine.overlap = bool(config.get("overlap", self.engine.overlap))
         named = config.get("models") or self.models
         holding = tuple(name for name in self.models if name in named)
         if holding == self.holding and holding:

@@ -25,7 +25,7 @@ WORKER_CONFIG = {
     "Preprocessor": {"stall_s"},
     "Exporter": {"stall_s"},
     "Nvdiffrec": {"stall_s", "slice_s", "warm_jobs"},
-    "Trellis": {"stall_s", "compile", "together", "overlap", "models"},
+    "Trellis": {"stall_s", "compile", "together", "models"},
 }
 
 

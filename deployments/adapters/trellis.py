@@ -63,8 +63,8 @@ class LibraryGenerator(OnDevice):
     run on it together where they are TRELLIS', at most `together` of them; ReconViaGen's run one at a time. Encoding
     images and texturing do not wait for them; beside a GPU that has memory left for it, processes of their own texture.
 
-    A draft has two halves. With `overlap` each has turns of its own: while one batch is in its second, whose thousands
-    of kernels are launched one by one, a GPU with memory for both does another one's first, which is replayed.
+    A draft has two halves. On a GPU with memory for both each has turns of its own: while one batch is in its second,
+    whose thousands of kernels are launched one by one, another one is in its first, which is replayed.
     """
 
     def __init__(self, device: str = "auto", weights: dict[str, str] | None = None) -> None:
@@ -73,7 +73,6 @@ class LibraryGenerator(OnDevice):
         wait_asleep(self.device)
         self.looking, self.beginning = Side(self.device), Side(self.device)
         self.finishing = Side(self.device, urgent=True)
-        self.overlap = False
         self.plenty = False  # of memory, for both halves at once
         self.finish = Apart(
             partial(finished, self.device), partial(ready_to_finish, self.device), partial(release, self.device)
@@ -128,7 +127,7 @@ class LibraryGenerator(OnDevice):
             looked = look(model, viewset, chosen, progress=progress, cancelled=cancelled)
         joins = None if looked.company is None else (chosen.model, looked.company)
         begun = Begun(looked)
-        if self.overlap and self.plenty:
+        if self.plenty:
             begun = self.firsts.take((model, looked), joins, while_waiting)
         drafted, together = self.seconds.take((model, begun), joins, while_waiting)
         del begun

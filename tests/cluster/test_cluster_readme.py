@@ -65,7 +65,7 @@ def test_memory_is_what_the_readme_measured(text: str, cluster: Path) -> None:
     rows = re.findall(r"^\| `nvdiffrec` (\w+)(, with nvdiffrast)? \| ([\d.]+) GB", text, re.MULTILINE)
     assert [preset for preset, *_ in rows] == ["preview", "standard"]
     for preset, nvdiffrast, told in rows:
-        machine = "one H100, nvdiffrast" if nvdiffrast else "one H100, .*?"
+        machine = "one H200, nvdiffrast" if nvdiffrast else "one H200, .*?"
         measured = re.findall(rf"\| {preset}, {machine} \|.*\| ([\d.]+) GB of GPU", readme)
         assert float(told) == max(map(float, measured)), preset
 

@@ -25,7 +25,7 @@ class Engine:
 
     def __init__(self, *script):
         self.script, self.released, self.stopped, self.warmed = list(script), 0, threading.Event(), threading.Event()
-        self.together, self.overlap, self.models, self.lacking = 4, False, [], {}
+        self.together, self.models, self.lacking = 4, [], {}
 
     def hold(self, models):
         self.models.append(tuple(models))
@@ -97,9 +97,8 @@ async def test_it_is_compiled_beside_its_calls_and_a_failure_of_that_costs_nothi
     await worker.reconfigure({"compile": False})
     assert worker.warming is None
     worker, engine = made()
-    await worker.reconfigure({"together": 2, "overlap": True})
+    await worker.reconfigure({"together": 2})
     assert engine.together == 2
-    assert engine.overlap
     assert engine.warmed.wait(5)
     assert isinstance(await last(worker, call_on(worker)), Done)
 
@@ -224,7 +223,7 @@ def adapter(monkeypatch, request):
         monkeypatch.setattr(module, name, value)
     engine = module.LibraryGenerator("cpu")
     engine.hold(["trellis", "reconviagen"])
-    engine.overlap = engine.plenty = request.param == "overlapping halves"
+    engine.plenty = request.param == "overlapping halves"
     return engine, library
 
 
@@ -341,7 +340,7 @@ async def test_one_draft_begins_while_another_ends_where_there_is_room_for_both(
     await until(lambda: library.drafted)  # and held there
     second = asked(engine, "b")
     await until(lambda: len(engine.seconds.waiting) == 1)
-    assert library.begun == ([["a"], ["b"]] if engine.overlap else [])
+    assert library.begun == ([["a"], ["b"]] if engine.plenty else [])
     library.hold.set()
     await asyncio.gather(first, second)
     assert library.drafted == [["a"], ["b"]]
