@@ -153,6 +153,37 @@ def test_counters_never_fall_when_jobs_are_deleted(store):
     assert ("jobs", "reconstruction|nvdiffrec|failed|out_of_memory", 1.0) in before
 
 
+def test_seconds_of_slices_add_up_and_a_repeated_stage_counts_once(store):
+    job = new_job()
+    accept(store, job)
+    store.start(job.id)
+    assert [store.stage_done(job.id, "optimise", s, more=True) for s in (8.0, 8.5)] == [8.0, 16.5]
+    assert [store.stage_done(job.id, "export", s, result={"views": s}) for s in (3.0, 2.0)] == [3.0, 2.0]
+    row = store.get(job.id)
+    assert (row["timings"], row["result"]) == ({"optimise": 16.5, "export": 2.0}, {"views": 2.0})
+    store.cancel(job.id, None)
+    store.stage_done(job.id, "optimise", 8.0, more=True)
+    assert store.get(job.id)["timings"] == row["timings"]
+
+
+def test_what_jobs_add_to_the_sums(store):
+    for seconds in (2.0, 0.5):
+        job = new_job()
+        accept(store, job)
+        store.start(job.id)
+        store.stage_done(job.id, "prepare", seconds)
+        store.succeed(job.id, [{**REF, "name": name} for name in ("mesh.glb", "report.json")], {}, None)
+        told = [(event["type"], event["data"].get("name")) for event in store.events(job.id)]
+        assert told[2:4] == [("artifact", "mesh.glb"), ("artifact", "report.json")]
+    sums = {(name, label): value for name, label, value in store.figures()["tallies"]}
+    assert sums.pop(("job_seconds", "reconstruction|nvdiffrec")) > 0
+    assert sums == {
+        ("jobs", "reconstruction|nvdiffrec|succeeded|"): 2,
+        ("stage_seconds", "prepare"): 2.5,
+        ("stage_count", "prepare"): 2,
+    }
+
+
 class Jobs(RuleBasedStateMachine):
     """Whatever happens in whatever order: one end per job, events numbered without gap, states only forwards."""
 
