@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serve_app import ingress
 from viewmesh import cli as library
 from viewmesh import runtime
-from viewmesh.cli import Bar, errors_as_sentences, options_of
+from viewmesh.cli import Bar, errors_as_sentences
+from viewmesh.command_options import takes_options
 from viewmesh.errors import OptionError, ViewmeshError
+
+if TYPE_CHECKING:
+    from viewmesh.options import Options
 
 # In a checkout a link to the one at the top, which a wheel holds as a file.
 DEFAULT_CONFIG = (Path(__file__).parent / "serve_config.yaml").resolve()
@@ -65,40 +69,18 @@ def serve(
             stop(child)
 
 
+@errors_as_sentences()
+@takes_options
 def submit(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.")],
     url: Annotated[str, typer.Option(envvar="VIEWMESH_URL", help="The running service.")] = "http://127.0.0.1:8000",
     key: Annotated[str | None, typer.Option(envvar="VIEWMESH_KEY", help="API key.")] = None,
-    model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Optimise a generative model's mesh against the views.")
-    ] = False,
-    preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
-    seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
-    target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
-    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
-    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz,gaussian_ply.")] = "glb,obj,ply",
-    rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
-    cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
-    mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
-    up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
-    depth_unit_scale: Annotated[
-        float | None, typer.Option(help="World units per step of the depth PNGs, if the camera file has none.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps of a generative model.")] = None,
-    cfg: Annotated[float | None, typer.Option(help="Guidance strength of a generative model.")] = None,
-    multiimage_mode: Annotated[str, typer.Option(help="trellis: stochastic or multidiffusion.")] = "stochastic",
+    *,
+    options: "Options",
 ) -> None:
     """Send a view set to a running service, show its progress, fetch the result."""
-    given = {
-        "model": model, "refine": refine, "preset": preset, "seed": seed,
-        "target_faces": target_faces, "texture_size": texture_size,
-        "formats": tuple(formats.split(",")), "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
-        "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up, "depth_unit_scale": depth_unit_scale},
-    }  # fmt: skip
-    with errors_as_sentences():
-        reconstruct_over_http(url, source, out, options_of(given, "submit"), key=key)
+    reconstruct_over_http(url, source, out, options, key=key)
 
 
 def reconstruct_over_http(

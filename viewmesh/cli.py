@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from viewmesh.command_options import takes_options
 from viewmesh.errors import (
     Cancelled,
     EmptyReconstruction,
@@ -61,20 +62,6 @@ def errors_as_sentences() -> Iterator[None]:
             typer.echo(f"  {error.hint}", err=True)
         code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
         raise typer.Exit(code) from error
-
-
-def options_of(given: dict[str, Any], command: str) -> "Options":
-    """The Options that a command line asks for. Raises OptionError naming the first that is wrong."""
-    from pydantic import ValidationError
-
-    from viewmesh.options import Options
-
-    try:
-        return Options.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"{name}: {first['msg']}.", hint=f"See viewmesh {command} --help.") from error
 
 
 def places_of(given: list[str], model: str) -> dict[str, Path]:
@@ -156,28 +143,12 @@ class Bar:
 
 
 @app.command()
+@errors_as_sentences()
+@takes_options
 def reconstruct(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)],
-    model: Annotated[str, typer.Option(help="auto, nvdiffrec, trellis or reconviagen.")] = "auto",
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Optimise a generative model's mesh against the views.")
-    ] = False,
-    preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
-    seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
-    target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
-    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
-    formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz,gaussian_ply.")] = "glb,obj,ply",
-    rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
-    cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
-    mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
-    up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
-    depth_unit_scale: Annotated[
-        float | None, typer.Option(help="World units per step of the depth PNGs, if the camera file has none.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps of a generative model.")] = None,
-    cfg: Annotated[float | None, typer.Option(help="Guidance strength of a generative model.")] = None,
-    multiimage_mode: Annotated[str, typer.Option(help="trellis: stochastic or multidiffusion.")] = "stochastic",
+    options: "Options",
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -191,33 +162,25 @@ def reconstruct(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
 ) -> None:
     """Reconstruct a textured mesh from a folder or zip of views."""
-    given = {
-        "model": model, "refine": refine, "preset": preset, "seed": seed,
-        "target_faces": target_faces, "texture_size": texture_size,
-        "formats": tuple(formats.split(",")), "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
-        "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up, "depth_unit_scale": depth_unit_scale},
-    }  # fmt: skip
-    with errors_as_sentences():
-        options = options_of(given, "reconstruct")
-        places = places_of(weights or [], options.model)
-        from viewmesh.reconstruct import reconstruct as run
+    from viewmesh.reconstruct import reconstruct as run
 
-        with interruptible() as stop:
-            try:
-                with Bar() as bar:
-                    files = run(
-                        source,
-                        out,
-                        options,
-                        device=device,
-                        weights=places,
-                        resume=resume,
-                        progress=bar,
-                        cancelled=stop.is_set,
-                    )
-            except Cancelled as error:
-                error.hint = "The same command with --resume goes on from here."
-                raise
+    places = places_of(weights or [], options.model)
+    with interruptible() as stop:
+        try:
+            with Bar() as bar:
+                files = run(
+                    source,
+                    out,
+                    options,
+                    device=device,
+                    weights=places,
+                    resume=resume,
+                    progress=bar,
+                    cancelled=stop.is_set,
+                )
+        except Cancelled as error:
+            error.hint = "The same command with --resume goes on from here."
+            raise
     report = json.loads(files["report.json"].read_text())
     if as_json:
         typer.echo(json.dumps(report, indent=2))
