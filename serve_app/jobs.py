@@ -283,15 +283,13 @@ class JobStore:
             )
             return True
 
-    def stage_done(self, job_id: str, stage: str, seconds: float, *, more: bool = False, **values: Any) -> float:
-        """Records a stage's seconds, or `more` of them, and what else it left on the job. Returns all it took."""
+    def stage_done(self, job_id: str, stage: str, seconds: float, **values: Any) -> None:
+        """Records a stage's seconds, and whatever else it left on the job."""
         with self.engine.begin() as connection:
             row = _one(connection, TIMINGS, job_=job_id)
-            timings = row["timings"] if row is not None else {}
-            total = round(seconds + (timings.get(stage, 0.0) if more else 0.0), 3)
             if row is not None and row["state"] == "running":
-                connection.execute(SET, {"job_": job_id, "timings": {**timings, stage: total}, **values})
-            return total
+                timings = {**row["timings"], stage: seconds}
+                connection.execute(SET, {"job_": job_id, "timings": timings, **values})
 
     def change_model(self, job_id: str, model: str, options: dict[str, Any], because: str) -> None:
         """Another model goes on with a running job than the one that `auto` picked at first."""

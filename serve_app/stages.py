@@ -257,8 +257,8 @@ class Calls:
                     return _failed("worker_lost", f"The stage {stage} could not be called.", "See the service's log.")
             else:
                 if isinstance(message, Done):
-                    seconds, more = message.value.get("seconds", 0.0), stage == "optimise"
-                    seconds = await self._database(self.store.stage_done, job["id"], stage, seconds, more=more, **left)
+                    seconds = await self._seconds(job, stage, message)
+                    await self._database(self.store.stage_done, job["id"], stage, seconds, **left)
                     if message.value.get("done", True):  # of the slices, the last
                         log.info(f"{stage} done in {seconds:.2f} s")
                     return message.value
@@ -318,6 +318,12 @@ class Calls:
             await asyncio.to_thread(self.store.progress, job["id"], percent=percent, data=data)
         except Exception as error:  # progress is not worth a job
             log_of(job["id"]).warning(f"could not record progress: {error}")
+
+    async def _seconds(self, job: Json, stage: str, message: Done) -> float:
+        """Of the stage so far: slices add up. Apart from recording it, which may be repeated."""
+        row = await self._database(self.store.get, job["id"]) if stage == "optimise" else None
+        before = row["timings"].get(stage, 0.0) if row is not None else 0.0
+        return round(before + message.value.get("seconds", 0.0), 3)
 
     async def _wanted(self, job_id: str) -> bool:
         return await self._database(self.store.state, job_id) == "running"
