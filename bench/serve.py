@@ -360,9 +360,12 @@ FIGURES = ("status", "submit", "overhead", "cancel", "resume", "streams", "drain
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", nargs="*", choices=[*FIGURES, "soak"], help="all but soak if none is named")
+    named = [*FIGURES, "soak"]
+    parser.add_argument("figures", nargs="*", help=f"some of {', '.join(named)}; all but soak if none is named")
     parser.add_argument("--minutes", type=float, default=15)
     given = parser.parse_args()
+    if unknown := set(given.figures) - set(named):  # `choices` would refuse to have none named
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
     given.figures = given.figures or list(FIGURES)
     folder = Path(tempfile.mkdtemp(prefix="viewmesh-bench-"))
 
