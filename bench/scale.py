@@ -5,7 +5,7 @@ python bench/scale.py data/spot --model trellis --weights DIR --jobs 48  TRELLIS
 python bench/scale.py data/spot --model trellis --jobs 48                TRELLIS with random weights, see bench/shell.py
 python bench/scale.py data/spot --replicas 2 --per-gpu 2                 two replicas on one GPU
 python bench/scale.py --fake 6 --replicas 2 1                            the service alone: engines that only wait
-python bench/scale.py --fake 0.05 --replicas 1 --seats 18 --jobs 200     what one Conductor can do
+python bench/scale.py --fake 0.05 --replicas 1 --seats 18 --jobs 300     what one Conductor can do
 
 A wave is `--jobs` jobs per replica, submitted as fast as 32 uploads at a time go; its rate is jobs / (first submitted
 → last one succeeded), so uploads, preparing, unwrapping and exporting are in it, and the slowest replica decides. Of
@@ -113,7 +113,7 @@ class Bench:
         self.scratch = Path(tempfile.mkdtemp(prefix="viewmesh-scale-"))
 
     def submit(self, count: int) -> list[str]:
-        """So many jobs one after the other, each with a seed of its own."""
+        """So many jobs as fast as they go, each with a seed of its own."""
         seeds = range(self.seed, self.seed + count)
         self.seed += count
         with ThreadPoolExecutor(min(count, UPLOADS)) as pool:

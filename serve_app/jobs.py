@@ -13,7 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, spent, tallies
+from serve_app import tallies
+from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, spent
 from serve_app.lease import look
 from serve_app.schemas import TERMINAL, media_type
 
@@ -61,10 +62,6 @@ TIMINGS = sa.select(jobs.c.timings, jobs.c.state).where(JOB)
 SET = sa.update(jobs).where(JOB)  # what the parameters say
 FURTHER = jobs.c.percent < sa.bindparam("percent_")
 NEW_EVENT, NEW_ARTIFACT = sa.insert(events), sa.insert(artifacts)
-ADD_TALLY = sa.text(
-    "INSERT INTO viewmesh_tallies (name, label, value) VALUES (:name, :label, :value) "
-    "ON CONFLICT (name, label) DO UPDATE SET value = viewmesh_tallies.value + excluded.value"
-)
 
 
 def new_id() -> str:
@@ -278,9 +275,7 @@ class JobStore:
             if not self._change(connection, job_id, ("running",), {}, "preview", data):
                 return False
             connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id, artifacts.c.name == name))
-            connection.execute(
-                sa.insert(artifacts).values(**ref, job_id=job_id, name=name, media_type=media_type(name))
-            )
+            connection.execute(NEW_ARTIFACT, {**ref, "job_id": job_id, "name": name, "media_type": media_type(name)})
             return True
 
     def stage_done(self, job_id: str, stage: str, seconds: float, **values: Any) -> None:
@@ -301,7 +296,7 @@ class JobStore:
     def resumed(self, job_id: str) -> None:
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(resumes=jobs.c.resumes + 1))
-            _add_tallies(connection, {("resumes", ""): 1})
+            tallies.add(connection, {("resumes", ""): 1})
 
     def succeed(self, job_id: str, files: list[dict[str, Any]], report: dict[str, Any], expires: float | None) -> bool:
         """running → succeeded, with its artifacts: all of them or none."""
@@ -356,7 +351,7 @@ class JobStore:
             if row["error"]:
                 done["error"] = row["error"]
             self._change(connection, job_id, (state,), {}, "done", done)
-            _add_tallies(connection, _tallies_of(row))
+            tallies.add(connection, tallies.of_job(row))
             if row["webhook"] and self.on_end is not None:
                 self.on_end(connection, job_id)
         return changed
@@ -451,7 +446,7 @@ class JobStore:
             return {
                 "active": [tuple(row) for row in connection.execute(by_state.group_by(jobs.c.state, jobs.c.model))],
                 "oldest": connection.execute(oldest).scalar_one_or_none(),
-                "tallies": [tuple(row) for row in connection.execute(sa.select(tallies))],
+                "tallies": tallies.sums(connection),
                 "lease": look(connection),
             }
 
@@ -479,24 +474,6 @@ def _remember_spent(connection: sa.Connection, ids: list[str], since: float) -> 
     young = sa.select(*(jobs.c[name] for name in columns)).where(jobs.c.id.in_(ids), jobs.c.created > since)
     connection.execute(sa.insert(spent).from_select(columns, young))
     connection.execute(sa.delete(spent).where(spent.c.created <= since))
-
-
-def _tallies_of(row: Row) -> dict[tuple[str, str], float]:
-    """What a job that is over adds to the sums of /metrics."""
-    code = (row["error"] or {}).get("code", "")
-    seconds = {("stage_seconds", stage): seconds for stage, seconds in row["timings"].items()}
-    return {
-        ("jobs", f"{row['kind']}|{row['model']}|{row['state']}|{code}"): 1,
-        ("job_seconds", f"{row['kind']}|{row['model']}"): row["finished"] - row["created"],
-        **seconds,
-        **{("stage_count", stage): 1 for _, stage in seconds},
-    }
-
-
-def _add_tallies(connection: sa.Connection, added: dict[tuple[str, str], float]) -> None:
-    # In one order everywhere: two transactions that each wait for a row of the other's would wait for ever.
-    rows = [{"name": name, "label": label, "value": value} for (name, label), value in sorted(added.items())]
-    connection.execute(ADD_TALLY, rows)
 
 
 def _family(connection: sa.Connection, job_id: str) -> list[str]:
