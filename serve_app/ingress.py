@@ -11,6 +11,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+RAY_AGENT_PORT = 52365  # the only fixed port of Ray's among those that the kernel gives out
+
 # Serve would obey these from anybody; what they switch is not for callers to switch.
 STRIPPED = frozenset(
     {
@@ -60,9 +62,13 @@ def own_ports() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, nor Ray's agent soon."""
+    port = RAY_AGENT_PORT
+    while port == RAY_AGENT_PORT:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    return port
 
 
 class WithoutServeHeaders:
