@@ -23,10 +23,11 @@ from deployments.artifacts import ArtifactStore, StoreError
 from serve_app import workflow
 from serve_app.auth import KeyRing
 from serve_app.durable import DELIVERIES, EXPORTS, STOPPED, Runner, Workflows, queue_of, sleep, step
-from serve_app.jobs import ACTIVE, JobStore
+from serve_app.jobs import JobStore
 from serve_app.lease import Lease
 from serve_app.models import MODELS
 from serve_app.replicas import Replicas
+from serve_app.schemas import ACTIVE
 from serve_app.seats import Seats
 from serve_app.settings import AppArgs, ConductorConfig
 from serve_app.stages import Calls

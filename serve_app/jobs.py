@@ -13,17 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app import tallies
-from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs, spent
+from serve_app import quotas, tallies
+from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs
 from serve_app.lease import look
-from serve_app.schemas import TERMINAL, media_type
-
-ACTIVE = ("queued", "running")
-DAY_S = 86400.0  # for so long an upload counts
-
-
-class QuotaExceeded(Exception):
-    """The owner has as many jobs waiting or running as the owner may have."""
+from serve_app.quotas import Quota
+from serve_app.schemas import ACTIVE, TERMINAL, media_type
 
 
 class DifferentRequest(Exception):
@@ -62,6 +56,18 @@ TIMINGS = sa.select(jobs.c.timings, jobs.c.state).where(JOB)
 SET = sa.update(jobs).where(JOB)  # what the parameters say
 FURTHER = jobs.c.percent < sa.bindparam("percent_")
 NEW_EVENT, NEW_ARTIFACT = sa.insert(events), sa.insert(artifacts)
+OWNED = WHOLE_ROW.where(jobs.c.owner == sa.bindparam("owner_"))
+FILES = sa.select(artifacts).where(artifacts.c.job_id == sa.bindparam("job_")).order_by(artifacts.c.name)
+BEFORE_IT = sa.select(sa.func.count()).where(
+    jobs.c.state == "queued", jobs.c.model == sa.bindparam("model_"), jobs.c.created < sa.bindparam("created_")
+)
+HEADS = sa.select(jobs.c.id, jobs.c.seq).where(jobs.c.id.in_(sa.bindparam("jobs_", expanding=True)))
+TOLD = (
+    sa.select(events)
+    .where(events.c.job_id == sa.bindparam("job_"), events.c.seq > sa.bindparam("after_"))
+    .order_by(events.c.seq)
+    .limit(sa.bindparam("limit_"))
+)
 
 
 def new_id() -> str:
@@ -98,14 +104,15 @@ class JobStore:
         job: NewJob,
         enqueue: Enqueue,
         *,
-        max_active: int | None = None,
+        quota: Quota = Quota(),
         still_there: Callable[[str], bool] = lambda key: True,
     ) -> tuple[Row, bool]:
         """Inserts the job, its first event and its workflow at once. Returns the row and whether it is new.
 
-        Raises DifferentRequest, QuotaExceeded, InputGone.
+        Raises DifferentRequest, TooManyJobs, TooMuchSent, InputGone.
         """
         keys = sorted({ref["key"] for ref in job.inputs.values()})
+        input_bytes = sum(ref["size"] for ref in job.inputs.values())
         with self.engine.begin() as connection:
             lock_inputs(connection)
             known = _one(connection, WHOLE_ROW, job_=job.id)
@@ -113,10 +120,7 @@ class JobStore:
                 if known["owner"] != job.owner or known["request_hash"] != job.request_hash:
                     raise DifferentRequest(job.id)
                 return known, False
-            if max_active is not None:
-                active = sa.select(sa.func.count()).where(jobs.c.owner == job.owner, jobs.c.state.in_(ACTIVE))
-                if connection.execute(active).scalar_one() >= max_active:
-                    raise QuotaExceeded(job.owner)
+            quotas.check(connection, job.owner, input_bytes, quota)
             for key in keys:
                 if not still_there(key):
                     raise InputGone(key)
@@ -134,7 +138,7 @@ class JobStore:
                 "created": now,
                 "options": job.options,
                 "inputs": job.inputs,
-                "input_bytes": sum(ref["size"] for ref in job.inputs.values()),
+                "input_bytes": input_bytes,
                 "request_hash": job.request_hash,
                 "timings": {},
                 "resumes": 0,
@@ -163,21 +167,13 @@ class JobStore:
     def view(self, job_id: str, owner: str) -> tuple[Row, list[Row], int | None] | None:
         """The job, its artifacts and its place in the queue, in one go."""
         with self.engine.connect() as connection:
-            row = _one(connection, sa.select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner))
+            row = _one(connection, OWNED, job_=job_id, owner_=owner)
             if row is None:
                 return None
-            files: list[Row] = []
-            if row["state"] != "queued":
-                files = _all(
-                    connection, sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
-                )
-            return row, files, self._position(connection, row) if row["state"] == "queued" else None
-
-    def _position(self, connection: sa.Connection, row: Row) -> int:
-        before = sa.select(sa.func.count()).where(
-            jobs.c.state == "queued", jobs.c.model == row["model"], jobs.c.created < row["created"]
-        )
-        return connection.execute(before).scalar_one()
+            if row["state"] == "queued":
+                place = {"model_": row["model"], "created_": row["created"]}
+                return row, [], connection.execute(BEFORE_IT, place).scalar_one()
+            return row, _all(connection, FILES, job_=job_id), None
 
     def page(
         self, owner: str, *, state: str | None = None, limit: int = 20, before: tuple[float, str] | None = None
@@ -206,9 +202,8 @@ class JobStore:
         return found
 
     def events(self, job_id: str, after: int = 0, limit: int = 500) -> list[Row]:
-        query = sa.select(events).where(events.c.job_id == job_id, events.c.seq > after)
         with self.engine.connect() as connection:
-            return _all(connection, query.order_by(events.c.seq).limit(limit))
+            return _all(connection, TOLD, job_=job_id, after_=after, limit_=limit)
 
     def family(self, job_id: str) -> list[str]:
         """The ids of a job and of its exports."""
@@ -217,17 +212,13 @@ class JobStore:
 
     def heads(self, job_ids: Iterable[str]) -> dict[str, int]:
         """How many events each of these jobs has; jobs that are gone are left out."""
-        query = sa.select(jobs.c.id, jobs.c.seq).where(jobs.c.id.in_(list(job_ids)))
         with self.engine.connect() as connection:
-            return {row.id: row.seq for row in connection.execute(query)}
+            return {row.id: row.seq for row in connection.execute(HEADS, {"jobs_": list(job_ids)})}
 
-    def uploaded(self, owner: str, now: float) -> int:
-        """Bytes of the owner's inputs of the last 24 hours, deleted ones too."""
+    def uploaded(self, owner: str, now: float, *, but: str = "") -> int:
+        """Bytes of the owner's inputs of the last 24 hours, of deleted jobs too, but not of the job `but`."""
         with self.engine.connect() as connection:
-            return sum(
-                int(connection.execute(_sent_since(table, now - DAY_S).where(table.c.owner == owner)).scalar_one())
-                for table in (jobs, spent)
-            )
+            return quotas.sent(connection, owner, now, but=but)
 
     def ping(self) -> None:
         with self.engine.connect() as connection:
@@ -390,7 +381,7 @@ class JobStore:
             keys = {row.key for row in connection.execute(sa.select(inputs.c.key).where(inputs.c.job_id.in_(ids)))}
             for table in (events, artifacts, inputs):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
-            _remember_spent(connection, ids, time.time() - DAY_S)
+            quotas.remember(connection, ids, time.time())
             connection.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
             for key in keys:
                 if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
@@ -465,17 +456,6 @@ def _add_events(connection: sa.Connection, job_id: str, first: int, kind: str, t
     )
 
 
-def _sent_since(table: sa.Table, since: float) -> sa.Select[Any]:
-    return sa.select(sa.func.coalesce(sa.func.sum(table.c.input_bytes), 0)).where(table.c.created > since)
-
-
-def _remember_spent(connection: sa.Connection, ids: list[str], since: float) -> None:
-    columns = ("owner", "created", "input_bytes")
-    young = sa.select(*(jobs.c[name] for name in columns)).where(jobs.c.id.in_(ids), jobs.c.created > since)
-    connection.execute(sa.insert(spent).from_select(columns, young))
-    connection.execute(sa.delete(spent).where(spent.c.created <= since))
-
-
 def _family(connection: sa.Connection, job_id: str) -> list[str]:
     query = sa.select(jobs.c.id).where((jobs.c.id == job_id) | (jobs.c.parent == job_id))
     return [row.id for row in connection.execute(query)]
@@ -486,5 +466,5 @@ def _one(connection: sa.Connection, query: Any, **given: Any) -> Row | None:
     return None if row is None else dict(row)
 
 
-def _all(connection: sa.Connection, query: Any) -> list[Row]:
-    return [dict(row) for row in connection.execute(query).mappings()]
+def _all(connection: sa.Connection, query: Any, **given: Any) -> list[Row]:
+    return [dict(row) for row in connection.execute(query, given).mappings()]

@@ -21,10 +21,11 @@ from serve_app.conductor import forget
 from serve_app.dependencies import By, Serving
 from serve_app.events import encode
 from serve_app.files import file_response
-from serve_app.jobs import DifferentRequest, InputGone, NewJob, QuotaExceeded, id_of_key, new_id
+from serve_app.jobs import DifferentRequest, InputGone, NewJob, id_of_key, new_id
 from serve_app.openapi import ARTIFACT, EVENTS, EXPORT, HEAD, PROBLEMS, UPLOAD
 from serve_app.outbound import check_url
 from serve_app.problems import MEDIA_TYPE, ProblemError
+from serve_app.quotas import Quota, TooManyJobs, TooMuchSent
 from serve_app.schemas import (
     TERMINAL,
     ExportRequest,
@@ -32,7 +33,7 @@ from serve_app.schemas import (
     ReconstructionView,
     State,
 )
-from serve_app.uploads import Reader
+from serve_app.uploads import Reader, too_much_today
 from serve_app.views import reconstruction_view
 from viewmesh.options import Options
 
@@ -53,14 +54,16 @@ jobs_api = APIRouter(prefix="/v1/reconstructions", tags=["reconstructions"], res
 async def create(request: Request, s: Serving, by: By) -> Response:
     key = _key_of(request)
     wait_s = _wait_of(request, s)
-    upload = await Reader(s.config.limits, s.artifacts, s.args.outbound, quota=await _quota_left(s, by)).read(request)
+    job_id = id_of_key(by.owner, key) if key else new_id()
+    quota = await _quota_left(s, by, job_id)
+    upload = await Reader(s.config.limits, s.artifacts, s.args.outbound, quota=quota).read(request)
     if upload.webhook_url:
         _check_webhook(s, by, upload.webhook_url)
     options = upload.options
     broken = await s.replicas.broken(models.served(s.args).values()) if options.model == "auto" else {}
     model, because = models.resolve(options, s.args, upload.files, broken)
     job = NewJob(
-        id=id_of_key(by.owner, key) if key else new_id(),
+        id=job_id,
         owner=by.owner,
         kind="reconstruction",
         model=model.name,
@@ -237,7 +240,11 @@ async def _accept(s: Any, by: Caller, job: NewJob) -> dict[str, Any]:
     limit = by.max_active_jobs or s.args.max_active_jobs
     try:
         row, _ = await asyncio.to_thread(
-            s.store.accept, job, s.workflows.enqueue, max_active=limit, still_there=s.artifacts.exists
+            s.store.accept,
+            job,
+            s.workflows.enqueue,
+            quota=Quota(limit, by.upload_bytes_per_day),
+            still_there=s.artifacts.exists,
         )
     except DifferentRequest as error:
         raise ProblemError(
@@ -246,7 +253,9 @@ async def _accept(s: Any, by: Caller, job: NewJob) -> dict[str, Any]:
             "This Idempotency-Key was used for another request.",
             hint="Use a new key for a new request.",
         ) from error
-    except QuotaExceeded as error:
+    except TooMuchSent as error:  # beside another upload, each of which would have fitted
+        raise too_much_today() from error
+    except TooManyJobs as error:
         raise ProblemError(
             429,
             "too_many_jobs",
@@ -322,11 +331,11 @@ async def _stop(s: Any, job_id: str) -> None:
         )
 
 
-async def _quota_left(s: Any, by: Caller) -> int | None:
-    """Bytes that the caller may still upload today."""
+async def _quota_left(s: Any, by: Caller, job_id: str) -> int | None:
+    """Bytes that the caller may still upload today. What a repeated request sent the first time does not count."""
     if by.upload_bytes_per_day is None:
         return None
-    return by.upload_bytes_per_day - await asyncio.to_thread(s.store.uploaded, by.owner, time.time())
+    return by.upload_bytes_per_day - await asyncio.to_thread(s.store.uploaded, by.owner, time.time(), but=job_id)
 
 
 def _key_of(request: Request) -> str | None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from viewmesh.options import Format
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ACTIVE = ("queued", "running")
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 MEDIA_TYPES = {

@@ -217,13 +217,7 @@ class Reader:
         if total > self.limits.total_bytes:
             raise self._too_large("request", self.limits.total_bytes)
         if self.quota is not None and total > self.quota:
-            raise ProblemError(
-                429,
-                "upload_quota",
-                "Your uploads of the last 24 hours are used up.",
-                headers={"Connection": "close"},
-                retry_after_s=3600,
-            )
+            raise too_much_today()
 
     async def _fetch(self, text: str, most: int) -> list[File]:
         if not text.strip():
@@ -374,6 +368,16 @@ def _room():
         yield
     except OSError as error:
         raise StoreFull(f"The upload could not be stored: {error.strerror}.") from error
+
+
+def too_much_today() -> ProblemError:
+    return ProblemError(
+        429,
+        "upload_quota",
+        "Your uploads of the last 24 hours are used up.",
+        headers={"Connection": "close"},
+        retry_after_s=3600,
+    )
 
 
 def parse_options(text: str) -> Options:

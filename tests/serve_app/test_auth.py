@@ -61,6 +61,8 @@ async def test_keys_owners_and_quotas(fresh, tmp_path):
         big = [("views", ("view_00.png", fake_view() + b" " * 2000))]
         theirs = await http.post(URL, files=big, headers={**by["bob"], **same_key})
         assert theirs.status_code == 202
+        again = await http.post(URL, files=big, headers={**by["bob"], **same_key})
+        assert (again.status_code, again.json()["id"]) == (202, theirs.json()["id"])
         more = await http.post(URL, files=big, headers=by["bob"])
         assert (more.status_code, more.json()["code"]) == (429, "upload_quota")
         await http.delete(f"{URL}/{theirs.json()['id']}", headers=by["bob"])

@@ -1,6 +1,7 @@
 """The job store's laws, on a random walk of everything that can happen to jobs."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import settings
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from stores import new_database
 
-from serve_app.jobs import DAY_S, DifferentRequest, InputGone, JobStore, NewJob, QuotaExceeded, id_of_key, new_id
+from serve_app.jobs import DifferentRequest, InputGone, JobStore, NewJob, id_of_key, new_id
+from serve_app.quotas import DAY_S, Quota, TooManyJobs, TooMuchSent
 from serve_app.schemas import TERMINAL
 
 REF = {"key": "inputs/aa/aaaa", "sha256": "a" * 64, "size": 10}
@@ -70,13 +72,31 @@ def test_the_same_id_needs_the_same_request(store):
 
 
 def test_quotas_count_queued_and_running(store):
-    first = new_job()
-    accept(store, first, max_active=1)
-    with pytest.raises(QuotaExceeded):
-        accept(store, new_job(), max_active=1)
-    accept(store, new_job(owner="bob"), max_active=1)
+    first, one = new_job(), Quota(active_jobs=1)
+    accept(store, first, quota=one)
+    with pytest.raises(TooManyJobs):
+        accept(store, new_job(), quota=one)
+    accept(store, new_job(owner="bob"), quota=one)
     store.cancel(first.id, None)
-    accept(store, new_job(), max_active=1)
+    accept(store, new_job(), quota=one)
+
+
+def test_jobs_accepted_at_once_do_not_pass_a_day_s_bytes_together(store):
+    """Each upload was let in when there was room for it."""
+    quota, refused = Quota(upload_bytes_per_day=3 * REF["size"]), []
+
+    def one(_: int) -> None:
+        try:
+            accept(store, new_job(), quota=quota)
+        except TooMuchSent as error:
+            refused.append(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert len(refused) == 5
+    assert store.uploaded("ann", time.time()) == 3 * REF["size"]
+    export = NewJob(new_id(), "ann", "export", "nvdiffrec", {}, {}, "h")
+    assert accept(store, export, quota=quota)[1]  # sends nothing
 
 
 def test_an_input_that_is_gone_is_noticed_before_the_job_is_accepted(store):
