@@ -21,6 +21,9 @@ class Without:
     def find_spec(self, name, path=None, target=None):
         return None if name.split(".")[0] in self.hidden else self.finder.find_spec(name, path, target)
 
+    def find_distributions(self, *given):
+        return getattr(self.finder, "find_distributions", lambda *_: ())(*given)
+
     def invalidate_caches(self):
         pass
 

@@ -77,19 +77,13 @@ def _packages() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    from viewmesh.weights.store import list_weights
+    from viewmesh.weights.ready import GENERATIVE, readiness
 
     found = []
-    for present in list_weights():
-        name, missing = present.weights.name, present.missing
-        found.append(
-            Finding(
-                f"weights {name}",
-                "optional" if missing else "ok",
-                f"{len(missing)} of {len(present.weights.files)} files missing" if missing else "complete",
-                f"viewmesh weights download {name}" if missing else "",
-            )
-        )
+    for model in GENERATIVE:
+        weights = readiness(model)
+        state = "ok" if weights.ready else "optional"
+        found.append(Finding(f"weights of {model}", state, weights.reason or "complete", weights.hint))
     return found
 
 

@@ -6,12 +6,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from viewmesh import doctor
 from viewmesh.errors import MissingModel
 from viewmesh.generate import load_model
 from viewmesh.trellis.pipeline import Trellis
 from viewmesh.trellis.reconviagen import ReconViaGen
 from viewmesh.trellis.tiny import write_tiny_reconviagen, write_tiny_trellis
+from viewmesh.weights import cli
 from viewmesh.weights.manifest import DINOV2, TRELLIS, WeightSet
 from viewmesh.weights.ready import SPARE_BYTES, readiness, vram_bytes
 from viewmesh.weights.store import folder_of
@@ -50,6 +53,15 @@ def snapshot(hub: Path) -> Path:
     (folder.parent.parent / "refs" / "main").write_text(folder.name)
     write(folder_of(DINOV2), DINOV2)
     return folder
+
+
+def test_weights_in_hugging_faces_cache_are_not_called_missing(snapshot: Path):
+    of = {finding.what: finding for finding in doctor.examine()}
+    assert of["weights of trellis"].state == "ok"
+    assert of["weights of reconviagen"].remedy == "viewmesh weights download reconviagen"
+    listed = CliRunner().invoke(cli.app, ["list"])
+    assert str(snapshot) in listed.output
+    assert str(folder_of(TRELLIS)) in listed.output
 
 
 @pytest.mark.parametrize("model", ["trellis", "reconviagen"])

@@ -6,7 +6,7 @@ from rich.console import Console
 from viewmesh.errors import ViewmeshError
 from viewmesh.weights.download import download as download_set
 from viewmesh.weights.manifest import WEIGHT_SETS, WeightSet, sets_for
-from viewmesh.weights.store import list_weights
+from viewmesh.weights.store import list_weights, local_folder
 from viewmesh.weights.store import verify as verify_set
 
 app = typer.Typer(no_args_is_help=True, help="What the generative models need on disk.")
@@ -30,11 +30,15 @@ def list_command() -> None:
     for p in list_weights():
         w = p.weights
         state = "complete" if p.complete else f"{len(p.missing)} of {len(w.files)} files missing"
+        elsewhere = None if p.complete else local_folder(w.name)
         size = f"{p.bytes_present / 1e9:.2f} GB here" + (f" of {w.known_bytes / 1e9:.2f} GB" if w.known_bytes else "")
         revision = p.revision or w.revision or "the newest, locked at download"
         color = "green" if p.complete else "yellow"
         console.print(f"[bold]{w.name}[/] for {', '.join(w.used_by)}: [{color}]{state}[/], {size}")
-        for line in (f"from    {w.source} at {revision}", f"in      {p.folder}", f"licence {w.licence}"):
+        lines = [f"from    {w.source} at {revision}", f"in      {p.folder}", f"licence {w.licence}"]
+        if elsewhere is not None:
+            lines.insert(2, f"or in   {elsewhere}, Hugging Face's cache, which is used")
+        for line in lines:
             console.print(f"    {line}", soft_wrap=True, highlight=False)
 
 
