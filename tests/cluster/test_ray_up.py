@@ -66,8 +66,33 @@ def test_workers_find_the_head_and_prometheus_finds_them(cluster: Path, file: st
         assert "\n" not in commands[1].strip()
     assert "--address=$RAY_HEAD_IP:6379" in value["worker_start_ray_commands"][1]
     assert value["worker_start_ray_commands"][1].startswith("export OMP_NUM_THREADS=")  # `ray up` would say 1
-    mounts = {option.split(":")[1] for option in value["docker"]["run_options"] if option.startswith("-v ")}
-    assert mounts == {"/etc/viewmesh/keys", "/weights", "/cache"}
+    assert mounts(value["docker"]["run_options"]) == {"/etc/viewmesh/keys", "/weights", "/cache"}
+    assert mounts(value["docker"]["head_run_options"]) == {"/tmp/ray"}
+    prometheus = (cluster / "prometheus.yml").read_text()
+    assert "/tmp/ray/prom_metrics_service_discovery.json" in prometheus
+
+
+def mounts(options: list[str]) -> set[str]:
+    return {option.split(":")[1] for option in options if option.startswith("-v ")}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_containers_of_gpu_machines_are_given_the_gpus(cluster: Path, file: str) -> None:
+    """Ray adds --runtime=nvidia only where Docker was told of that runtime, and says nothing where it was not."""
+    value = read(cluster, file)
+    gpu = value.get("available_node_types", {}).get("gpu", value)
+    assert "--gpus all" in gpu["docker"]["worker_run_options"]
+
+
+def test_a_load_balancer_of_the_vpc_reaches_the_head_on_aws(cluster: Path) -> None:
+    from ray.autoscaler._private.aws.config import _create_default_inbound_rules
+
+    value = read(cluster, "ray-up-aws.yaml")
+    rules = _create_default_inbound_rules(["sg-1"], value["provider"]["security_group"]["IpPermissions"])
+    (open_to_addresses,) = (rule for rule in rules if rule.get("FromPort") == 8000)
+    assert open_to_addresses["IpRanges"] == [{"CidrIp": "10.0.0.0/16"}]
+    for kind in value["available_node_types"].values():
+        assert kind["node_config"]["SubnetIds"], "or the default VPC's, whose machines get public addresses"
 
 
 def test_gpus_on_aws_scale_from_zero(cluster: Path, serve_config: dict[str, Any]) -> None:

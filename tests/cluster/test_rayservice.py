@@ -145,6 +145,15 @@ def test_the_store_takes_its_endpoint_from_the_environment(
     assert fs.s3.meta.endpoint_url == "http://minio:9000"
 
 
+def test_kuberay_makes_the_service_of_the_heads_ports(ray: dict[str, Any], graph: dict[str, Any]) -> None:
+    """Of the port named `serve`, which it finds on the head although the head gets no traffic; without one, of none.
+    Only a head that names no port at all gets KubeRay's own. (BuildServeService and getServicePorts.)"""
+    for container in containers(ray).values():
+        named = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert named["serve"] == graph["http_options"]["port"]
+        assert "metrics" in named
+
+
 def test_head_does_no_work(ray: dict[str, Any], service: dict[str, Any]) -> None:
     start = ray["headGroupSpec"]["rayStartParams"]
     assert (start["num-cpus"], start["num-gpus"]) == ("0", "0")
@@ -203,6 +212,9 @@ def test_every_pod_is_bound_probed_and_unprivileged(ray: dict[str, Any]) -> None
         mounts, volumes = {m["name"] for m in container["volumeMounts"]}, {v["name"] for v in spec["volumes"]}
         assert mounts == volumes
         assert {r["secretRef"]["name"] for r in container["envFrom"]} == {"viewmesh-database", "viewmesh-store"}
+        assert (
+            ray["autoscalerOptions"]["securityContext"] == container["securityContext"]
+        )  # KubeRay adds it to the head
     assert "/-/healthz" in json.dumps(containers(ray)["gpu"]["readinessProbe"])
 
 
