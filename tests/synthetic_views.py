@@ -144,6 +144,14 @@ def cut_off(views: ViewSet, columns: int) -> ViewSet:
     return replace(views, images=views.images[:, :, columns:], cameras=cameras, depths=depths)
 
 
+def blanked(views: ViewSet, columns: int) -> ViewSet:
+    """The same as `cut_off` on the canvas of the whole photos, of whose left then nothing is known."""
+    images, known = views.images.clone(), torch.ones(views.images.shape[:3], dtype=torch.bool)
+    images[:, :, :columns], known[:, :, :columns] = 0, False
+    depths = None if views.depths is None else views.depths * known
+    return replace(views, images=images, depths=depths, known=known)
+
+
 def signed_distance(points: torch.Tensor) -> torch.Tensor:
     """(P,) float64 to the object's surface, negative inside; exact outside, and inside near one of the two parts."""
     points = points.double()

@@ -113,7 +113,7 @@ def _posed(views: ViewSet, cameras: Cameras) -> ViewSet:
     """Views with cameras of any frame and scale, in the scene frame. Raises InputError, LinAlgError."""
     if not all(t.isfinite().all() for t in (cameras.world_from_camera, cameras.fx, cameras.fy)):
         raise InputError("The cameras are not finite.")
-    found = normalise(cameras, views.images[..., 3].float() / 255)
+    found = normalise(cameras, views.images[..., 3].float() / 255, known=views.known)
     posed = replace(views, cameras=cameras, depths=None, camera_source="vggt")  # their scale is not the depth maps'
     return posed.moved(torch.linalg.inv(found.world_from_scene))
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from results import result_of, similarity, textured_ball
 from safetensors.torch import load, save
+from synthetic_views import blanked
 
 from viewmesh.errors import Cancelled, InputError, InvalidMesh, OptionError
 from viewmesh.export import files as files_module
@@ -130,6 +131,13 @@ def test_a_worse_mesh_measures_worse():
     unmasked = measure(mesh, replace(views, mask_source="none"))
     assert unmasked is not None
     assert unmasked.mask_iou is None
+
+    half = blanked(views, views.width // 2)  # photos that end in the middle of the object
+    unknown, empty = measure(mesh, half), measure(mesh, replace(half, known=None))
+    assert unknown is not None
+    assert empty is not None
+    assert unknown.psnr_db >= good.psnr_db > empty.psnr_db + 5
+    assert unknown.mask_iou == pytest.approx(good.mask_iou, abs=0.02)
 
 
 def test_unknown_formats_and_unsound_meshes_are_refused(tmp_path):

@@ -47,6 +47,22 @@ def grid(n: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("with_depth", [False, True])
+def test_photos_on_a_larger_canvas_make_the_same_field(with_depth: bool):
+    views = synthetic.viewset(synthetic.around(12), depth=with_depth)
+    alone, padded, carved = (
+        initial_field(v, R).values
+        for v in (
+            synthetic.cut_off(views, 26),
+            synthetic.blanked(views, 26),
+            replace(synthetic.blanked(views, 26), known=None),
+        )
+    )
+    apart = ((alone < 0) != (padded < 0)).sum() / (alone < 0).sum()
+    assert float(apart) < 0.02
+    assert int((carved < 0).sum()) < 0.8 * int((alone < 0).sum())
+
+
+@pytest.mark.parametrize("with_depth", [False, True])
 def test_the_field_of_a_sphere_is_its_signed_distance(with_depth: bool):
     cameras = cameras_around(24)
     field = initial_field(viewset(cameras, sphere_depth(cameras, 0.36), with_depth=with_depth), R)

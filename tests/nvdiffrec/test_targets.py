@@ -72,6 +72,19 @@ def test_what_a_crop_knows_comes_from_the_photo_alone(views: ViewSet, size: int)
     assert torch.equal(batch.known[..., 0], known[[3, 1]])
 
 
+@pytest.mark.parametrize("size", [30, 96])
+def test_photos_on_a_larger_canvas_are_the_same_targets(views: ViewSet, size: int):
+    """What a smaller photo has no pixel of is what a crop has beyond a photo's edge."""
+    alone, padded = (
+        crop_to_object(made(views, 44), size, "cpu", margin=0.0) for made in (synthetic.cut_off, synthetic.blanked)
+    )
+    assert alone.known is not None
+    assert padded.known is not None
+    assert float((alone.known != padded.known).float().mean()) < 0.02
+    both = alone.known & padded.known
+    assert torch.equal(alone.images[both], padded.images[both])
+
+
 def test_what_is_drawn_outside_the_photos_costs_nothing(views: ViewSet):
     problem = SimpleNamespace(preset=TINY, device=torch.device("cpu"))
     targets = crop_to_object(synthetic.cut_off(replace(views, depths=None), 44), 40, "cpu")

@@ -134,6 +134,7 @@ def test_a_stored_view_set_is_the_same_value(tmp_path):
         images=torch.randint(0, 256, (2, 5, 7, 4), dtype=torch.uint8, generator=generator),
         cameras=canonical6(5, 7)[[1, 4]],
         depths=torch.rand(2, 5, 7, generator=generator),
+        known=torch.rand(2, 5, 7, generator=generator) > 0.5,
         world_from_scene=torch.rand(4, 4, dtype=torch.float64, generator=generator),
         camera_source="canonical6",
         mask_source="alpha",
@@ -143,7 +144,7 @@ def test_a_stored_view_set_is_the_same_value(tmp_path):
     loaded = load_viewset(tmp_path / "views.safetensors")
     for name in ("names", "camera_source", "mask_source", "warnings"):
         assert getattr(loaded, name) == getattr(views, name)
-    for name in ("images", "depths", "world_from_scene"):
+    for name in ("images", "depths", "known", "world_from_scene"):
         assert torch.equal(getattr(loaded, name), getattr(views, name))
     assert loaded.cameras is not None
     assert views.cameras is not None
@@ -156,6 +157,7 @@ def test_a_stored_view_set_is_the_same_value(tmp_path):
     loaded = load_viewset(tmp_path / "bare.safetensors")
     assert loaded.cameras is None
     assert loaded.depths is None
+    assert loaded.known is None
     assert loaded.camera_source is None
 
 

@@ -42,6 +42,8 @@ def assert_consistent(views: ViewSet, poses: np.ndarray) -> None:
     inside = (c >= 0) & (r >= 0) & (c < views.width) & (r < views.height)
     n = torch.arange(len(views))[:, None].expand_as(c)
     alpha = views.images[n[inside], r[inside], c[inside], 3]
+    if views.known is not None:
+        alpha = alpha[views.known[n[inside], r[inside], c[inside]]]
     assert (alpha > 127).float().mean() > 0.9  # of a surface seen against its own silhouette
 
 
@@ -199,6 +201,40 @@ def test_sizes_are_brought_together_with_their_intrinsics(tmp_path, poses):
     small = load_views(tmp_path, AUTO, max_size=64)
     assert max(small.height, small.width) == 64
     assert_consistent(small, poses)
+
+
+def test_what_lies_beyond_the_edge_of_a_smaller_photo_is_not_said_to_be_empty(tmp_path):
+    poses = synthetic.around(12)
+    top = synthetic.write_views(tmp_path, poses, depth=True)
+    whole = load_views(tmp_path, AUTO)
+    assert whole.known is None
+    frames = {i: dict(top) | frame for i, frame in enumerate(top.pop("frames"))}
+    cut = {}
+    for i in (2, 7):
+        rgba, _ = synthetic.render(poses[i], 80.0, 64, 48)
+        columns = np.flatnonzero(rgba[..., 3].any(0))
+        cut[i] = int(columns[0] + 0.6 * len(columns))
+        Image.fromarray(rgba[:, : cut[i]]).save(tmp_path / f"views/view_{i:02d}.png")
+        depth = cv2.imread(str(tmp_path / f"depth/depth_{i:02d}.png"), cv2.IMREAD_UNCHANGED)
+        assert depth is not None
+        cv2.imwrite(str(tmp_path / f"depth/depth_{i:02d}.png"), depth[:, : cut[i]])
+        frames[i]["w"] = cut[i]
+    for frame in frames.values():
+        frame.pop("frames", None)
+    (tmp_path / "cameras.json").write_text(json.dumps({**top, "frames": list(frames.values())}))
+    views = load_views(tmp_path, AUTO)
+    assert views.warnings == ()
+    assert views.known is not None
+    for i, known in enumerate(views.known):
+        edge = cut.get(i, 64)
+        assert known[:, :edge].all()
+        assert not known[:, edge:].any()
+        assert (views.images[i, :, edge:, 3] == 0).all()
+    torch.testing.assert_close(views.world_from_scene, whole.world_from_scene, atol=0.03, rtol=0)
+    assert_consistent(views, poses)
+    chosen = views.select([2]).known
+    assert chosen is not None
+    assert torch.equal(chosen[0], views.known[2])
 
 
 def test_exif_orientation_is_applied_and_the_camera_fits(tmp_path, poses):

@@ -32,7 +32,7 @@ def test_one_photo_from_its_border():
 
 def test_posed_photos_find_the_object_together():
     images, truth, cameras = photos(6)
-    masks = multiview_masks(images, cameras, None, silent, never)
+    masks = multiview_masks(images, None, cameras, None, silent, never)
     scores = [iou(m > 127, t) for m, t in zip(masks, truth, strict=True)]
     assert min(scores) > 0.85
     assert all(m.shape == (120, 160) and m.dtype == np.uint8 for m in masks)
@@ -49,7 +49,7 @@ def test_sparse_points_and_the_floor_are_seeds():
     pixels, _ = cameras.project(torch.from_numpy(points))
     seen = np.array([(n, p) for n in range(6) for p in range(0, len(points), 3)])
     sparse = Sparse(points, seen, pixels.numpy()[seen[:, 0], seen[:, 1]])
-    masks = multiview_masks(images, cameras, sparse, silent, never)
+    masks = multiview_masks(images, None, cameras, sparse, silent, never)
     assert min(iou(m > 127, t) for m, t in zip(masks, truth, strict=True)) > 0.8
 
 

@@ -15,7 +15,7 @@ from viewmesh.views.lens import Lens
 from viewmesh.views.limits import Limits
 from viewmesh.views.load import plan_views, read_photos
 from viewmesh.views.masks import within_photos
-from viewmesh.views.photo import Photo, shrunk, undistorted
+from viewmesh.views.photo import Photo, padded, shrunk, undistorted
 
 BARREL = Lens(180.0, 180.0, 130.0, 90.0, 256, 192, "opencv", (-0.2, 0.05, 0.0, 0.0))
 PINCUSHION = Lens(180.0, 180.0, 130.0, 90.0, 256, 192, "opencv", (0.3, 0.0, 0.0, 0.0))
@@ -58,6 +58,15 @@ def test_a_very_wide_photo_is_shrunk_before_its_lens_is_undone(tmp_path):
     assert photo.lens.fx == 1024
 
 
+def test_a_smaller_pixel_is_known_where_all_that_it_is_made_of_is():
+    photo = padded(Photo("a.png", np.full((40, 50, 3), 200, np.uint8)), 80, 60)
+    assert photo.known is not None
+    assert (photo.known.sum(), photo.known[:40, :50].all()) == (40 * 50, True)
+    small = shrunk(photo, 20)  # a quarter: 12.5 x 10 pixels of the photo
+    assert small.known is not None
+    assert (small.known.sum(), small.known[:10, :12].all()) == (10 * 12, True)
+
+
 def test_what_a_lens_did_not_see_is_masked_out_without_a_mask_too():
     rgb = np.full((192, 256, 3), 200, np.uint8)
     seen = undistorted(Photo("a.png", rgb, lens=PINCUSHION))
@@ -65,7 +74,14 @@ def test_what_a_lens_did_not_see_is_masked_out_without_a_mask_too():
     assert seen.coverage[0, 0] == 0
     assert seen.coverage[96, 128] == 255
     assert (seen.rgb[seen.coverage == 255] > 99).all()
-    assert undistorted(Photo("a.png", rgb, lens=BARREL)).coverage is None
+    assert seen.known is not None
+    assert (seen.coverage[~seen.known] < 255).all()
+    assert seen.known.mean() > 0.5
+    full = undistorted(Photo("a.png", rgb, np.full((192, 256), 255, np.uint8), lens=PINCUSHION))
+    np.testing.assert_array_equal(full.known, seen.known)  # which the mask alone would not say
+    plain = undistorted(Photo("a.png", rgb, lens=BARREL))
+    assert plain.coverage is None
+    assert plain.known is None
     (found,) = within_photos([seen], [np.full((192, 256), 255, np.uint8)])
     np.testing.assert_array_equal(found.coverage, seen.coverage)
 

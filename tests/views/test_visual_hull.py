@@ -21,7 +21,9 @@ def views() -> tuple[Cameras, torch.Tensor]:
     return cameras, torch.tensor(np.stack(masks), dtype=torch.float32)
 
 
-def naive_hull(cameras: Cameras, masks: torch.Tensor, points: torch.Tensor) -> list[float]:
+def naive_hull(
+    cameras: Cameras, masks: torch.Tensor, points: torch.Tensor, known: torch.Tensor | None = None
+) -> list[float]:
     """Point by point, view by view, in Python floats."""
     N, H, W = masks.shape
     result = []
@@ -34,11 +36,15 @@ def naive_hull(cameras: Cameras, masks: torch.Tensor, points: torch.Tensor) -> l
                 continue
             c, r = x - 0.5, y - 0.5
             c0, r0 = math.floor(c), math.floor(r)
-            value = 0.0
+            value, sees = 0.0, True
             for dr in (0, 1):
                 for dc in (0, 1):
                     weight = (1 - abs(r - r0 - dr)) * (1 - abs(c - c0 - dc))
-                    value += weight * float(masks[n, min(max(r0 + dr, 0), H - 1), min(max(c0 + dc, 0), W - 1)])
+                    at = n, min(max(r0 + dr, 0), H - 1), min(max(c0 + dc, 0), W - 1)
+                    value += weight * float(masks[at])
+                    sees &= known is None or bool(known[at]) or weight < 1e-3
+            if not sees:
+                continue
             least = value if least is None else min(least, value)
         result.append(0.0 if least is None or least <= 1e-3 else least)
     return result
@@ -51,6 +57,22 @@ def test_agrees_with_the_naive_twin(views):
     twin = torch.tensor(naive_hull(cameras, soft, points))
     assert (twin > 0).sum() > 5
     torch.testing.assert_close(hull_at(cameras, soft, points), twin, atol=2e-4, rtol=0)
+
+
+def test_agrees_with_the_naive_twin_where_views_do_not_know_all(views):
+    cameras, masks = views
+    generator = torch.Generator().manual_seed(1)
+    known = torch.nn.functional.interpolate(torch.rand(9, 1, 8, 6, generator=generator), masks.shape[1:])[:, 0] > 0.4
+    points = torch.rand(300, 3, generator=generator) * 2 - 1
+    twin = torch.tensor(naive_hull(cameras, masks * known, points, known))
+    found = hull_at(cameras, masks * known, points, known=known)
+    assert ((found - twin).abs() > 2e-4).float().mean() < 0.01  # a weight of about a thousandth is seen or not
+    assert ((twin > 0.5) & (hull_at(cameras, masks * known, points) < 0.5)).sum() > 5  # as outside it would be carved
+    inside, seeing = agreeing_views(cameras, masks * known, points, known=known)
+    everywhere, whole = agreeing_views(cameras, masks, points)
+    assert (seeing < whole).any()
+    assert (inside <= everywhere).all()
+    assert (seeing - inside <= whole - everywhere).all()
 
 
 def test_contains_the_object_and_reprojects_to_the_masks(views):

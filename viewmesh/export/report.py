@@ -119,7 +119,8 @@ def report_of(result: Reconstruction, output: TexturedMesh, files: list[str]) ->
 
 
 def measure(mesh: TexturedMesh, views: ViewSet, limit: int = MEASURED_VIEWS) -> ViewQuality | None:
-    """mesh, in the frame of the views' cameras and under its own environment, against at most `limit` of the views."""
+    """mesh, in the frame of the views' cameras and under its own environment, against at most `limit` of the views;
+    where those have no pixel, it counts as right."""
     if views.cameras is None or len(views) == 0:
         return None
     n = min(limit, len(views))
@@ -127,6 +128,9 @@ def measure(mesh: TexturedMesh, views: ViewSet, limit: int = MEASURED_VIEWS) -> 
     assert some.cameras is not None
     drawn = draw(to_cpu(mesh), some.cameras, mesh.environment, supersample=1).cpu()
     images, targets = on_white(drawn), view_on_white(some.images)
+    if some.known is not None:
+        images = torch.where(some.known[..., None], images, targets)
+        drawn = drawn * some.known[..., None]
     masked = views.mask_source != "none"
     ious = [mask_iou(d[..., 3], v[..., 3].float() / 255) for d, v in zip(drawn, some.images, strict=True)]
     return ViewQuality(

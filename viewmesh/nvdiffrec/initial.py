@@ -43,7 +43,7 @@ def initial_field(views: ViewSet, resolution: int = 96, *, cancelled: Callable[[
     assert views.cameras is not None, "the fit refuses views without cameras before it comes here"
     bounds = torch.tensor([[-HALF] * 3, [HALF] * 3])
     points = voxel_centers(resolution, bounds)
-    inside_count, seen_count = agreeing_views(views.cameras, views.images[..., 3], points, cancelled)
+    inside_count, seen_count = agreeing_views(views.cameras, views.images[..., 3], points, cancelled, known=views.known)
     # all but one in fifteen views must agree: one bad mask or pose must not erase the object; and half of the views
     # must see a point at all, or slivers appear where few cameras look
     hull = (inside_count >= seen_count - (len(views) // 15)) & (seen_count >= len(views) / 2)

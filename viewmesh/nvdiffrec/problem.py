@@ -72,11 +72,11 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this view set from any other: of names, pixels, cameras and depths."""
+        """Tells this view set from any other: of names, pixels, cameras, depths and what is known."""
         views, digest = self.views, hashlib.sha256()
         c = views.cameras
         poses = () if c is None else (c.world_from_camera, c.fx, c.fy, c.cx, c.cy)
-        parts = (views.images, *poses, views.depths)
+        parts = (views.images, *poses, views.depths, *(() if views.known is None else (views.known,)))
         digest.update(repr((views.names, [None if part is None else part.shape for part in parts])).encode())
         for part in parts:
             if part is not None:

@@ -20,7 +20,7 @@ class Targets:
     """N crops of S x S pixels.
 
     images: (N, S, S, 4) uint8 sRGB, straight alpha. depths: (N, S, S) float32 scene units, 0 = unknown, or None.
-    known: (N, S, S) bool, False outside the photo, of which a view says nothing; None where no crop leaves its photo.
+    known: (N, S, S) bool, False where the photo has no pixel, of which a view says nothing; None where all are known.
     cameras: the crops' own intrinsics, on the CPU in float64.
     """
 
@@ -90,7 +90,7 @@ def crop_to_object(
         x, y, side = _square(views.images[n, ..., 3] > 127, margin)
         boxes.append((x, y, side))
         crops.append(_resample(_window(views.images[n], x, y, side), size))
-        inside.append(_inside(y, side, views.height, size)[:, None] & _inside(x, side, views.width, size))
+        inside.append(_known(views, n, x, y, side, size))
         if views.depths is not None:
             depths.append(_nearest(_window(views.depths[n], x, y, side), size))
     x, y, side = torch.tensor(boxes, dtype=torch.float64).unbind(-1)
@@ -134,11 +134,13 @@ def _window(image: Tensor, x: int, y: int, side: int) -> Tensor:
     return window
 
 
-def _inside(start: int, side: int, length: int, size: int) -> Tensor:
-    """Which of the `size` pixels (size,) along one side of a crop come from the photo, `length` pixels long, alone."""
-    at = torch.arange(start, start + side)
-    inside = ((at >= 0) & (at < length)).float()
-    return _filtered(inside[None, :, None], (1, size))[0, :, 0] > 0.999
+def _known(views: ViewSet, n: int, x: int, y: int, side: int, size: int) -> Tensor:
+    """(size, size) bool: which pixels of a crop come from pixels of the photo alone."""
+    within = min(x, y) >= 0 and x + side <= views.width and y + side <= views.height
+    if views.known is None and within:
+        return torch.ones(size, size, dtype=torch.bool)
+    photo = torch.ones(views.height, views.width) if views.known is None else views.known[n].float()
+    return _filtered(_window(photo, x, y, side)[..., None], (size, size))[..., 0] > 0.999
 
 
 def _resample(image: Tensor, size: int) -> Tensor:

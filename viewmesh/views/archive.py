@@ -162,6 +162,8 @@ def save_viewset(viewset: ViewSet, path: Path) -> None:
         tensors |= {f"cameras.{k}": getattr(viewset.cameras, k) for k in CAMERA_FIELDS}
     if viewset.depths is not None:
         tensors["depths"] = viewset.depths
+    if viewset.known is not None:
+        tensors["known"] = viewset.known
     kept = {f.name: getattr(viewset, f.name) for f in fields(viewset)}
     words = {k: kept[k] for k in ("names", "camera_source", "mask_source", "warnings")}
     save_file(
@@ -190,6 +192,7 @@ def load_viewset(path: Path) -> ViewSet:
             images=images,
             cameras=cameras,
             depths=tensors.get("depths"),
+            known=tensors.get("known"),
             world_from_scene=tensors["world_from_scene"],
             camera_source=words["camera_source"],
             mask_source=words["mask_source"],

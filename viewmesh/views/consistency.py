@@ -12,17 +12,19 @@ GRID = 40
 LEAST_GAIN, RELATIVE_GAIN = 0.02, 0.3
 
 
-def disagreeing_views(cameras: Cameras, masks: Tensor, bounds: Tensor) -> list[int]:
+def disagreeing_views(cameras: Cameras, masks: Tensor, bounds: Tensor, known: Tensor | None = None) -> list[int]:
     """Indices of views to leave out, at most one in five of at least four.
 
     A consistent set's hull fills every mask. A wrong mask (or pose) carves away what the others need. masks:
-    (N, H, W) in [0, 1], bounds: (2, 3).
+    (N, H, W) in [0, 1], bounds: (2, 3), known: (N, H, W) bool, where a view does see; None: all over.
     """
     if len(cameras) < 4:
         return []
     small = _pooled(masks)
+    seen = torch.ones_like(small) if known is None else ~_pooled((~known).float())
+    small &= seen
     points = voxel_centers(GRID, bounds)
-    cells, blocked = _looked_up(cameras.resized(*small.shape[-2:]), small, points)
+    cells, blocked = _looked_up(cameras.resized(*small.shape[-2:]), small, seen, points)
     left_out: list[int] = []
     kept = list(range(len(cameras)))
     while len(left_out) < max(1, len(cameras) // 5):
@@ -52,13 +54,16 @@ def _pooled(masks: Tensor) -> Tensor:
     return (torch.nn.functional.max_pool2d(small, 3, 1, 1) >= 0.5)[:, 0]
 
 
-def _looked_up(cameras: Cameras, masks: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Each view's pixel of each point, -1 if out of view, and whether the view rules the point out; both (N, P)."""
+def _looked_up(cameras: Cameras, masks: Tensor, known: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Each view's pixel of each point, -1 if out of view or not known, and whether the view rules the point out; both
+    (N, P)."""
     N, H, W = masks.shape
     pixels, depth = cameras.project(points)
     x, y = pixels.clamp(-1e6, 1e6).floor().long().unbind(-1)
     seen = (depth > 0) & (x >= 0) & (x < W) & (y >= 0) & (y < H)
     cells = torch.where(seen, y * W + x, -1)
+    seen &= known.reshape(N, -1).gather(1, cells.clamp(min=0))
+    cells = torch.where(seen, cells, -1)
     inside = masks.reshape(N, -1).gather(1, cells.clamp(min=0))
     return cells, seen & ~inside
 

@@ -60,7 +60,7 @@ def load_views(
 
     source: a folder or a .zip. workdir: where archives are unpacked and structure from motion works (a temporary
     folder if None). max_size: the long side of the images that come out, pixels; larger ones are scaled down.
-    Views of other sizes are padded at the right and bottom, masked out there.
+    Views of other sizes are padded at the right and bottom, of which they then say nothing (ViewSet.known).
 
     Raises InputError (the data), PoseError (views that could not be posed), OptionError (a rule that does not fit),
     MissingModel (rembg asked for and not there), Cancelled.
@@ -85,6 +85,7 @@ def load_views(
         images=_images(photos),
         cameras=None if plan.camera_source is None else _cameras(photos),
         depths=_depths(photos),
+        known=_known(photos),
         camera_source=plan.camera_source,
         mask_source=mask_source,
         warnings=plan.warnings + (() if posed is None else _unposed_warning(posed)),
@@ -245,7 +246,7 @@ def _masked(
             masks.append(from_border(photo.rgb))
     else:
         images = [p.rgb for p in photos]
-        masks = multiview_masks(images, _cameras(photos), hints.sparse, progress, cancelled)
+        masks = multiview_masks(images, _known(photos), _cameras(photos), hints.sparse, progress, cancelled)
     return masking.within_photos(photos, masks)
 
 
@@ -256,6 +257,7 @@ def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:
     found = normalise(
         views.cameras,
         masks,
+        known=views.known,
         up=rules.up,
         depths=views.depths,
         aabb=hints.aabb,
@@ -301,6 +303,13 @@ def _images(photos: list[Photo]) -> Tensor:
         if photo.coverage is not None:
             image[..., 3] = photo.coverage
     return torch.from_numpy(images)
+
+
+def _known(photos: list[Photo]) -> Tensor | None:
+    """(N, H, W) bool."""
+    if all(p.known is None or p.known.all() for p in photos):
+        return None
+    return torch.from_numpy(np.stack([np.ones(p.rgb.shape[:2], bool) if p.known is None else p.known for p in photos]))
 
 
 def _depths(photos: list[Photo]) -> Tensor | None:

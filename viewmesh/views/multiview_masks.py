@@ -51,15 +51,18 @@ class Object:
 
 def multiview_masks(
     images: list[np.ndarray],
+    known: Tensor | None,
     cameras: Cameras,
     sparse: Sparse | None,
     progress: Progress,
     cancelled: Callable[[], bool],
 ) -> list[np.ndarray]:
-    """Coverage (H, W) uint8 of each (H, W, 3) image; all of one size."""
+    """Coverage (H, W) uint8 of each (H, W, 3) image; all of one size. known: (N, H, W) bool, False where an image has
+    no pixel; None: all are known."""
     small = [_small(image) for image in images]
     h, w = small[0].shape[:2]
     cameras_small = cameras.resized(h, w)
+    seen = None if known is None else torch.nn.functional.interpolate(known[:, None].float(), (h, w))[:, 0] > 0
     found = find_object(cameras, sparse)
     room = _voxels(found, cameras)
 
@@ -68,10 +71,13 @@ def multiview_masks(
 
     masks = _of_each_view(first, 0, len(images), progress, cancelled)
     for turn in range(ROUNDS):
-        inside, seeing = agreeing_views(cameras_small, torch.from_numpy(np.stack(masks)).float(), room.points)
+        inside, seeing = agreeing_views(
+            cameras_small, torch.from_numpy(np.stack(masks)).float(), room.points, known=seen
+        )
 
         def again(n: int, before=tuple(masks), inside=inside, seeing=seeing) -> np.ndarray:
-            return cut(small[n], _hull_labels(n, before[n], cameras_small, room, inside, seeing), 3)
+            mine = None if seen is None else seen[n : n + 1]
+            return cut(small[n], _hull_labels(n, before[n], mine, cameras_small, room, inside, seeing), 3)
 
         masks = _of_each_view(again, 1 + turn, len(images), progress, cancelled)
     return [enlarged(m, image.shape[:2]) for m, image in zip(masks, images, strict=True)]
@@ -184,10 +190,10 @@ def _first_labels(
 
 
 def _hull_labels(
-    n: int, mask: np.ndarray, cameras: Cameras, room: Voxels, inside: Tensor, seeing: Tensor
+    n: int, mask: np.ndarray, known: Tensor | None, cameras: Cameras, room: Voxels, inside: Tensor, seeing: Tensor
 ) -> np.ndarray:
     """GrabCut labels of view n from its mask and the other views' hull: nothing outside it, undecided at its rim."""
-    mine, sees = agreeing_views(cameras[n], torch.from_numpy(mask)[None].float(), room.points)
+    mine, sees = agreeing_views(cameras[n], torch.from_numpy(mask)[None].float(), room.points, known=known)
     others = (inside - mine) >= AGREE * (seeing - sees).clamp(min=1)
     hull = _silhouette(cameras[n], room, others.numpy())
     if not hull.any():

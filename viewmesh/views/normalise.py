@@ -38,6 +38,7 @@ def normalise(
     cameras: Cameras,
     masks: Tensor | None,
     *,
+    known: Tensor | None = None,
     up: UpAxis = "auto",
     depths: Tensor | None = None,
     aabb: Tensor | None = None,
@@ -47,9 +48,9 @@ def normalise(
 ) -> Normalisation:
     """The scene frame of posed views, from the first of these that is given: masks, depths, points, aabb, the cameras.
 
-    masks: (N, H, W) in [0, 1]. depths: (N, H, W) z-depth. points: (P, 3) on surfaces in view. aabb: (2, 3).
-    up_direction: (3,), what `auto` means. floor: (4,) plane n.x + d = 0 that the object stands on, n up: nothing below
-    it counts. All in world units.
+    masks: (N, H, W) in [0, 1]; known: (N, H, W) bool, where they say something; None: all over. depths: (N, H, W)
+    z-depth. points: (P, 3) on surfaces in view. aabb: (2, 3). up_direction: (3,), what `auto` means. floor: (4,) plane
+    n.x + d = 0 that the object stands on, n up: nothing below it counts. All in world units.
     Raises InputError if the cameras do not look at a common place or the masks agree on no volume.
     """
     turn = rotation_to_y(up_of(cameras, up, up_direction))
@@ -58,7 +59,7 @@ def normalise(
     if floor is not None:
         floor = torch.cat([turn[:3, :3] @ floor[:3].double(), floor[3:].double()])
     if masks is not None:
-        bounds, bad = hull_bounds(turned, masks, floor)
+        bounds, bad = hull_bounds(turned, masks, floor, known)
     elif depths is not None and bool((depths > 0).any()):
         bounds = _depth_bounds(turned, depths)
     else:
@@ -101,21 +102,23 @@ def rotation_to_y(up: Tensor) -> Tensor:
     return m
 
 
-def hull_bounds(cameras: Cameras, masks: Tensor, floor: Tensor | None = None) -> tuple[Tensor, list[int]]:
+def hull_bounds(
+    cameras: Cameras, masks: Tensor, floor: Tensor | None = None, known: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
     """(2, 3) float64 bounds of the visual hull, and the views whose masks were left out because they contradict the
     others'. Raises InputError."""
-    masks = coarse(masks)
+    masks, known = coarse(masks), None if known is None else _coarsely_known(known)
     cameras = cameras.resized(*masks.shape[-2:])
     region = _region(cameras, masks)
-    bad = disagreeing_views(cameras.moved(torch.linalg.inv(region)), masks, 1.5 * UNIT_CUBE)
+    bad = disagreeing_views(cameras.moved(torch.linalg.inv(region)), masks, 1.5 * UNIT_CUBE, known)
     if bad:
         kept = [i for i in range(len(cameras)) if i not in bad]
-        cameras, masks = cameras[kept], masks[kept]
+        cameras, masks, known = cameras[kept], masks[kept], None if known is None else known[kept]
         region = _region(cameras, masks)
     radius, center = region[0, 0], region[:3, 3]
     if floor is not None:  # in units of the region: float32 has its best digits there, whatever the world's units
         floor = torch.cat([floor[:3], (floor[:3] @ center + floor[3:]) / radius])
-    bounds = _carved(cameras.moved(torch.linalg.inv(region)), masks, floor)
+    bounds = _carved(cameras.moved(torch.linalg.inv(region)), masks, known, floor)
     if bounds is None:
         raise InputError(
             "the masks and cameras agree on no volume; check that transform_matrix is camera to world with OpenGL "
@@ -132,12 +135,21 @@ def coarse(masks: Tensor, side: int = MASK_SIDE) -> Tensor:
     opened = pool(-pool(-x, 3, 1, 1), 3, 1, 1)
     kept = opened.amax((1, 2, 3), keepdim=True) >= INSIDE  # an object thinner than three pixels stays as it is
     x = torch.where(kept, opened, x)
-    factor = max(1, round(max(x.shape[-2:]) / side))
-    if factor == 1:
-        return x[:, 0]
+    return _largest(x, side)[:, 0]
+
+
+def _coarsely_known(known: Tensor, side: int = MASK_SIDE) -> Tensor:
+    """known (N, H, W) bool of the size that `coarse` makes: a coarse pixel is known where all in it are."""
+    return _largest((~known)[:, None].float(), side)[:, 0] == 0
+
+
+def _largest(x: Tensor, side: int) -> Tensor:
+    """(N, 1, H, W) of no more than about `side` pixels a side: each the largest value in it."""
     H, W = x.shape[-2:]
-    x = torch.nn.functional.adaptive_max_pool2d(x, (max(1, H // factor), max(1, W // factor)))
-    return x[:, 0]
+    factor = max(1, round(max(H, W) / side))
+    if factor == 1:
+        return x
+    return torch.nn.functional.adaptive_max_pool2d(x, (max(1, H // factor), max(1, W // factor)))
 
 
 def center_of_view(cameras: Cameras, targets: Tensor) -> Tensor:
@@ -193,12 +205,12 @@ def _mask_boxes(masks: Tensor) -> Tensor:
     return boxes
 
 
-def _carved(cameras: Cameras, masks: Tensor, floor: Tensor | None) -> Tensor | None:
+def _carved(cameras: Cameras, masks: Tensor, known: Tensor | None, floor: Tensor | None) -> Tensor | None:
     """(2, 3) hull bounds by carving the cube [-1, 1]^3, made larger while the hull touches it, then once
     more finely; None if empty."""
     for grow in (1.1, 1.7, 2.6):
         cube = grow * UNIT_CUBE
-        bounds = _occupied(cameras, masks, cube, floor)
+        bounds = _occupied(cameras, masks, known, cube, floor)
         if bounds is None:
             return None
         margin = 1.01 * (cube[1] - cube[0]) / GRID
@@ -209,15 +221,17 @@ def _carved(cameras: Cameras, masks: Tensor, floor: Tensor | None) -> Tensor | N
         bounds = torch.stack([torch.maximum(bounds[0], cube[0]), torch.minimum(bounds[1], cube[1])])
     voxel = (cube[1] - cube[0]) / GRID
     finer = torch.stack([bounds[0] - voxel, bounds[1] + voxel])
-    refined = _occupied(cameras, masks, finer, floor)
+    refined = _occupied(cameras, masks, known, finer, floor)
     return bounds if refined is None else torch.stack([
         torch.maximum(refined[0], finer[0]), torch.minimum(refined[1], finer[1])])  # fmt: skip
 
 
-def _occupied(cameras: Cameras, masks: Tensor, bounds: Tensor, floor: Tensor | None) -> Tensor | None:
+def _occupied(
+    cameras: Cameras, masks: Tensor, known: Tensor | None, bounds: Tensor, floor: Tensor | None
+) -> Tensor | None:
     """Bounds of the voxels of a grid over `bounds` that are in the hull, outer edges; None if there are none."""
     points = voxel_centers(GRID, bounds)
-    solid = hull_at(cameras, masks, points, seen_by=SEEN_BY) >= INSIDE
+    solid = hull_at(cameras, masks, points, known=known, seen_by=SEEN_BY) >= INSIDE
     half = (bounds[1] - bounds[0]) / GRID / 2
     if floor is not None:
         solid &= points.double() @ floor[:3] + floor[3] > -half.max()

@@ -12,13 +12,15 @@ from viewmesh.views.lens import Lens
 
 @dataclass(frozen=True)
 class Photo:
-    """rgb: (H, W, 3) uint8. coverage: (H, W) uint8 mask of the object, None if not known; or 0 where the photo has no
-    pixel. depth: (H, W) float32 in world units, 0 = unknown: z-depth, or the distance if depth_along_ray. lens,
-    world_from_camera (4, 4): None until posed. focal_px: EXIF's."""
+    """rgb: (H, W, 3) uint8. coverage: (H, W) uint8 mask of the object, None if not known; 0 where the photo has no
+    pixel. known: (H, W) bool, False there, of which the photo says nothing; None if it has all. depth: (H, W) float32
+    in world units, 0 = unknown: z-depth, or the distance if depth_along_ray. lens, world_from_camera (4, 4): None until
+    posed. focal_px: EXIF's."""
 
     name: str
     rgb: np.ndarray
     coverage: np.ndarray | None = None
+    known: np.ndarray | None = None
     depth: np.ndarray | None = None
     depth_along_ray: bool = False
     lens: Lens | None = None
@@ -42,6 +44,7 @@ def shrunk(photo: Photo, max_size: int) -> Photo:
         photo,
         rgb=_colour(photo, lambda image: cv2.resize(image, size, interpolation=cv2.INTER_AREA)),
         coverage=None if photo.coverage is None else cv2.resize(photo.coverage, size, interpolation=cv2.INTER_AREA),
+        known=None if photo.known is None else _all_of(photo.known, size),
         depth=None if photo.depth is None else cv2.resize(photo.depth, size, interpolation=cv2.INTER_NEAREST_EXACT),
         lens=None if photo.lens is None else photo.lens.resized(*size),
         focal_px=None if photo.focal_px is None else photo.focal_px * factor,
@@ -73,6 +76,7 @@ def _by_pinhole(photo: Photo, lens: Lens) -> Photo:
         photo,
         rgb=_colour(photo, lambda image: optics.resample(image, pixels)),
         coverage=coverage,
+        known=None if seen.all() else seen.astype(bool),
         depth=None if photo.depth is None else optics.resample(photo.depth, pixels, nearest=True) * seen,
         lens=lens.as_pinhole(),
     )
@@ -86,7 +90,7 @@ def _z_per_ray(lens: Lens) -> np.ndarray:
 
 
 def padded(photo: Photo, width: int, height: int) -> Photo:
-    """The photo on a canvas of width x height, top left; what is added is black, masked out and of unknown depth."""
+    """The photo on a canvas of width x height, top left; what is added is black, masked out, and not known."""
     right, bottom = width - photo.size[0], height - photo.size[1]
     if right == 0 and bottom == 0:
         return photo
@@ -98,9 +102,15 @@ def padded(photo: Photo, width: int, height: int) -> Photo:
         photo,
         rgb=pad(photo.rgb),
         coverage=pad(np.full_like(photo.rgb[..., 0], 255) if photo.coverage is None else photo.coverage),
+        known=pad(np.ones(photo.rgb.shape[:2], bool) if photo.known is None else photo.known),
         depth=None if photo.depth is None else pad(photo.depth),
         lens=None if photo.lens is None else replace(photo.lens, width=width, height=height),
     )
+
+
+def _all_of(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which pixels of a smaller size come from known ones alone."""
+    return cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
 
 
 def _colour(photo: Photo, resampled: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

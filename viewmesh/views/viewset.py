@@ -21,6 +21,8 @@ class ViewSet:
         wherever the photo has a pixel). Views of other sizes have been scaled and padded to one size, their
         intrinsics with them.
     cameras: in the frame "scene"; None when the views are not posed (generative models need no cameras).
+    known: (N, H, W) bool, False where a view has no pixel and so says nothing of what is there: beside a smaller photo,
+        or where its lens saw nothing; None where all is known.
     depths: (N, H, W) float32 z-depth in scene units, 0 = unknown; None if the view set has no depth.
     world_from_scene: (4, 4) float64 similarity. The scene frame is where the work is done: the object lies within
         [-0.5, 0.5]^3 and +y is up; the world frame is the one the input's cameras are in.
@@ -30,6 +32,7 @@ class ViewSet:
     images: Tensor  # (N, H, W, 4)
     cameras: Cameras | None
     depths: Tensor | None = None  # (N, H, W)
+    known: Tensor | None = None  # (N, H, W)
     world_from_scene: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
     camera_source: CameraSource | None = None
     mask_source: MaskSource = "none"
@@ -54,6 +57,7 @@ class ViewSet:
             images=self.images[index],
             cameras=None if self.cameras is None else self.cameras[index],
             depths=None if self.depths is None else self.depths[index],
+            known=None if self.known is None else self.known[index],
         )
 
     def moved(self, target_from_scene: Tensor) -> "ViewSet":
