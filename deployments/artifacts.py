@@ -12,7 +12,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from viewmesh.errors import OptionError, ViewmeshError
 CHUNK = 1 << 20
 REMOTE_CHUNK = 4 << 20  # one request each
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+AT_ONCE = 24  # requests of one question about many files
+# botocore waits a minute each for a connection and for every answer, and tries again: a store that hangs would hold a
+# thread for many minutes.
+S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
 
 
 class StoreError(ViewmeshError):
@@ -71,6 +76,8 @@ class ArtifactStore:
         self.object_store = url.partition("://")[0] in OBJECT_STORES
         if self.object_store:  # others write to it, too
             storage_options = {"use_listings_cache": False, **storage_options}
+        if url.startswith(("s3://", "s3a://")):
+            storage_options = {"config_kwargs": S3_PATIENCE, **storage_options}
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url, **storage_options)
         except (ImportError, ValueError) as error:  # a package, or a protocol, that is not there
@@ -156,6 +163,14 @@ class ArtifactStore:
         with _explained(f"look for {key}"):
             return self.fs.exists(self.path(key))
 
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those that are not there. An object store is asked for many at once."""
+        if not self.object_store:
+            return [key for key in keys if not self.exists(key)]
+        with ThreadPoolExecutor(AT_ONCE, "look") as threads:
+            there = list(threads.map(self.exists, keys))
+        return [key for key, found in zip(keys, there, strict=True) if not found]
+
     def read(self, key: str, start: int = 0, end: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
         """The bytes [start, end) of a file, in chunks."""
         cache: dict[str, Any] = {}
@@ -181,6 +196,29 @@ class ArtifactStore:
                 return
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm(path, recursive=True)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        """Removes single files; that one is not there is no error. An object store is asked for many at once. Raises
+        StoreError where some could not be removed, after the others."""
+        refused: list[StoreError] = []
+
+        def one(key: str) -> None:
+            try:
+                self._remove_file(key)
+            except StoreError as error:
+                refused.append(error)
+
+        with ThreadPoolExecutor(AT_ONCE if self.object_store else 1, "remove") as threads:
+            list(threads.map(one, keys))
+        if refused:
+            raise refused[0]
+
+    def _remove_file(self, key: str) -> None:
+        if self.object_store:  # one request instead of two: it is no folder
+            with _explained(f"delete {key}"), contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(self.path(key))
+        else:
+            self.remove(key)
 
     def older_than(self, folder: str, seconds: float) -> list[str]:
         """The keys directly below a folder that have not changed for so long."""

@@ -213,9 +213,9 @@ def _packed(files: Files, archive: Path) -> Path:
 
 
 def _passing(answer: httpx.Response) -> bool:
-    """Whether a refusal may be over soon: a missing model is not."""
+    """Whether a refusal may be over soon: a missing model is not, nor a day's quota."""
     try:
-        return answer.json().get("code") != "model_missing"
+        return answer.json().get("code") not in ("model_missing", "upload_quota")
     except ValueError:
         return True  # Serve's own words while a Router starts
 

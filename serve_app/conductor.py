@@ -39,6 +39,8 @@ SWEEP_S = 30.0
 ORPHAN_SWEEPS = 10  # among so many sweeps one lists the whole artifact store
 ORPHAN_S = 3600.0
 STANDBY_S = 0.5
+DELIVERIES_AT_ONCE = 16
+WAITING_DELIVERIES = 100_000  # asleep between attempts: a receiver that is away must keep nobody else's waiting
 FAREWELL_S = 1.0  # for the cancelling of calls to leave the process
 
 
@@ -61,6 +63,7 @@ class Conductor:
         self.keys = KeyRing(self.args.auth.keys_file)
         self.config = ConductorConfig()
         self.models, self.replicas, self.seats = models, Replicas(self.held), Seats()
+        self.delivering = asyncio.Semaphore(DELIVERIES_AT_ONCE)
         self.calls = Calls(
             self.store,
             self.artifacts,
@@ -80,7 +83,7 @@ class Conductor:
         self.loop = asyncio.get_running_loop()
         self.lease = Lease(self.args.database_url(), on_lost=self._abandon)
         self.lease.fence(self.store.engine)
-        if await asyncio.to_thread(self.lease.acquire):
+        if await self._acquired():
             await self._lead()
         self.work = asyncio.create_task(self._work())
 
@@ -113,7 +116,7 @@ class Conductor:
             queue_of("reconstruction", name): (2 * self.config.slots_of(name), 0.2 if name in self.models else 5.0)
             for name in MODELS
         }
-        await self.runner.open({**queues, EXPORTS: (8, 0.5), DELIVERIES: (16, 1.0)})
+        await self.runner.open({**queues, EXPORTS: (8, 0.5), DELIVERIES: (WAITING_DELIVERIES, 1.0)})
 
     def _abandon(self) -> None:
         """The lease is lost: another Conductor repeats what runs here. In a thread, the loop may be stuck."""
@@ -220,7 +223,8 @@ class Conductor:
             return True
         secret = self.keys.webhook_secret(row["owner"]) or self.args.outbound.webhook_secret
         files = await asyncio.to_thread(self.store.artifacts, [job_id])
-        return await deliver(row, files[job_id], secret, self.args.outbound)
+        async with self.delivering:
+            return await deliver(row, files[job_id], secret, self.args.outbound)
 
     # --- housekeeping ----------------------------------------------------------------------------------------------
 
@@ -253,7 +257,7 @@ class Conductor:
                 if key.split("/")[1] not in kept:
                     self._remove(key)
             for shard in self.artifacts.older_than("inputs", 0):  # each: an upload makes its shard young, not its files
-                self.store.drop_unused_inputs(self.artifacts.older_than(shard, ORPHAN_S), self._remove)
+                self.store.drop_unused_inputs(self.artifacts.older_than(shard, ORPHAN_S), self._remove_inputs)
         except StoreError as error:
             log.warning(f"the sweep could not reach the artifact store: {error}")
 
@@ -261,6 +265,11 @@ class Conductor:
         self.lease.require()  # the store has no fence: what was an orphan before a pause may be in use
         with self._one_file_aside():
             self.artifacts.remove(key)
+
+    def _remove_inputs(self, keys: list[str]) -> None:
+        self.lease.require()
+        with self._one_file_aside():
+            self.artifacts.remove_files(keys)
 
     @contextlib.contextmanager
     def _one_file_aside(self) -> Iterator[None]:
@@ -294,7 +303,7 @@ class Conductor:
 
 def forget(store: JobStore, workflows: Workflows, artifacts: ArtifactStore, job_id: str, owner: str | None) -> bool:
     """Deletes a job, its exports, their files and workflows. False if there is no such job of this owner."""
-    ids = store.delete(job_id, owner, artifacts.remove)
+    ids = store.delete(job_id, owner, artifacts.remove_files)
     if ids is None:
         return False
     workflows.delete(ids)

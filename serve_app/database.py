@@ -4,14 +4,18 @@ Our tables hold what a caller can see of a job (state, progress, events, artifac
 is. They lie in one database so that accepting a job and enqueueing its workflow is one transaction.
 """
 
+import logging
 import os
 import time
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from viewmesh.errors import OptionError
+
+log = logging.getLogger("ray.serve")
 metadata = sa.MetaData()
 
 jobs = sa.Table(
@@ -44,6 +48,7 @@ jobs = sa.Table(
     sa.Column("webhook", sa.String(2048)),
     sa.Column("seq", sa.Integer, nullable=False, default=0),  # number of its events
     sa.Index("viewmesh_jobs_by_owner", "owner", "created", "id"),
+    sa.Index("viewmesh_jobs_by_owner_state", "owner", "state", "created", "id"),
     sa.Index("viewmesh_jobs_by_state", "state", "model", "created"),
     sa.Index("viewmesh_jobs_by_expiry", "expires"),
     sa.Index("viewmesh_jobs_by_parent", "parent"),
@@ -120,6 +125,8 @@ POSTGRES: dict[str, Any] = {
     "tcp_user_timeout": 20_000,
 }
 IDLE_IN_TRANSACTION_MS = 20_000
+AGAIN_S = 1.0  # after which a database that is not there is looked for again
+SAY_EVERY = 15  # of those looks one is told in the log
 
 
 def engine_of(url: str, *, pool_size: int = 10, patience_s: float = 30.0) -> sa.Engine:
@@ -157,14 +164,48 @@ def engine_of(url: str, *, pool_size: int = 10, patience_s: float = 30.0) -> sa.
     return engine
 
 
+def await_database(engine: sa.Engine) -> None:
+    """Returns once the database answers, however late: Serve gives up for good on a deployment whose first replicas
+    fail to start three times, and a database that comes up after them would find nobody. A SQLite file that cannot be
+    opened now cannot be opened later; raises OperationalError then."""
+    looks = 0
+    while True:
+        try:
+            engine.connect().close()
+            return
+        except OperationalError as error:
+            if engine.dialect.name == "sqlite":
+                raise
+            if looks % SAY_EVERY == 0:
+                log.warning(f"the job database does not answer; waiting for it: {str(error.orig).strip()}")
+            looks += 1
+            time.sleep(AGAIN_S)
+
+
 def create_tables(engine: sa.Engine) -> None:
-    """Creates our tables if they are not there. Several processes may do so at once."""
+    """Creates our tables and indexes if they are not there. Several processes may do so at once. Raises OptionError for
+    tables that another version of ours has made in another form."""
     for _ in range(5):
         try:
-            return metadata.create_all(engine)
+            return _create_tables(engine)
         except DBAPIError:  # another process was between our look and our CREATE
             time.sleep(0.1)
-    return metadata.create_all(engine)
+    return _create_tables(engine)
+
+
+def _create_tables(engine: sa.Engine) -> None:
+    metadata.create_all(engine)
+    there = sa.inspect(engine)
+    for table in metadata.tables.values():
+        found = {column["name"] for column in there.get_columns(table.name)}
+        missing = {column.name for column in table.columns} - found
+        if missing:
+            raise OptionError(
+                f"The job database has no {table.name}.{min(missing)}: its tables are another version's.",
+                hint="Let that version end its jobs, then name a new database in args.database.",
+            )
+        for index in table.indexes:  # create_all makes those of new tables only
+            index.create(engine, checkfirst=True)
 
 
 def seconds_now(connection: sa.Connection) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app import quotas, tallies
-from serve_app.database import artifacts, create_tables, engine_of, events, inputs, jobs, lock_inputs
+from serve_app.database import artifacts, await_database, create_tables, engine_of, events, inputs, jobs, lock_inputs
 from serve_app.lease import look
 from serve_app.quotas import Quota
 from serve_app.schemas import ACTIVE, TERMINAL, media_type
@@ -92,6 +92,8 @@ class JobStore:
         self.on_end: Callable[[sa.Connection, str], None] | None = None  # for jobs with a webhook, in the transaction
 
     def create(self) -> None:
+        """Waits for the database, and makes the tables that are not there."""
+        await_database(self.engine)
         create_tables(self.engine)
 
     def close(self) -> None:
@@ -105,9 +107,10 @@ class JobStore:
         enqueue: Enqueue,
         *,
         quota: Quota = Quota(),
-        still_there: Callable[[str], bool] = lambda key: True,
+        missing: Callable[[list[str]], list[str]] = lambda keys: [],
     ) -> tuple[Row, bool]:
-        """Inserts the job, its first event and its workflow at once. Returns the row and whether it is new.
+        """Inserts the job, its first event and its workflow at once. Returns the row and whether it is new. missing: of
+        keys those that are not in the store; asked while nobody can delete an input.
 
         Raises DifferentRequest, TooManyJobs, TooMuchSent, InputGone.
         """
@@ -121,9 +124,8 @@ class JobStore:
                     raise DifferentRequest(job.id)
                 return known, False
             quotas.check(connection, job.owner, input_bytes, quota)
-            for key in keys:
-                if not still_there(key):
-                    raise InputGone(key)
+            if gone := missing(keys):
+                raise InputGone(gone[0])
             now = time.time()
             row = {
                 "id": job.id,
@@ -215,10 +217,20 @@ class JobStore:
         with self.engine.connect() as connection:
             return {row.id: row.seq for row in connection.execute(HEADS, {"jobs_": list(job_ids)})}
 
-    def uploaded(self, owner: str, now: float, *, but: str = "") -> int:
-        """Bytes of the owner's inputs of the last 24 hours, of deleted jobs too, but not of the job `but`."""
+    def left_today(self, owner: str, job_id: str, quota: Quota) -> int | None:
+        """Bytes that the owner may still send today for a job; None: any number. What a job that is there already was
+        sent does not count: its request is repeated. Raises TooManyJobs where a new one would be."""
         with self.engine.connect() as connection:
-            return quotas.sent(connection, owner, now, but=but)
+            if connection.execute(STATE, {"job_": job_id}).scalar_one_or_none() is None:
+                quotas.check(connection, owner, 0, quota)
+            if quota.upload_bytes_per_day is None:
+                return None
+            return quota.upload_bytes_per_day - quotas.sent(connection, owner, time.time(), but=job_id)
+
+    def charge(self, owner: str, sent_bytes: int) -> None:
+        """Counts what was sent and became no job among the owner's bytes of today."""
+        with self.engine.begin() as connection:
+            quotas.charge(connection, owner, sent_bytes, time.time())
 
     def ping(self) -> None:
         with self.engine.connect() as connection:
@@ -370,7 +382,7 @@ class JobStore:
 
     # --- removing --------------------------------------------------------------------------------------------------
 
-    def delete(self, job_id: str, owner: str | None, remove_input: Callable[[str], None]) -> list[str] | None:
+    def delete(self, job_id: str, owner: str | None, remove_inputs: Callable[[list[str]], None]) -> list[str] | None:
         """Forgets a job and its exports; removes inputs that no other job uses. Returns the ids removed."""
         with self.engine.begin() as connection:
             lock_inputs(connection)
@@ -383,9 +395,7 @@ class JobStore:
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
             quotas.remember(connection, ids, time.time())
             connection.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
-            for key in keys:
-                if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
-                    remove_input(key)
+            remove_inputs(_unused(connection, keys))
             return ids
 
     def expired(self, now: float, after: str = "", limit: int = 100) -> list[str]:
@@ -407,16 +417,13 @@ class JobStore:
         """Those among these that have files or may get some: not the ones that failed or were cancelled."""
         return self._among(job_ids, jobs.c.id, jobs.c.state.in_((*ACTIVE, "succeeded")))
 
-    def drop_unused_inputs(self, keys: list[str], remove_input: Callable[[str], None]) -> None:
+    def drop_unused_inputs(self, keys: list[str], remove_inputs: Callable[[list[str]], None]) -> None:
         used = self._among(keys, inputs.c.key)  # before the lock, which keeps new jobs waiting
         unused = [key for key in keys if key not in used]
-        if not unused:
-            return
-        with self.engine.begin() as connection:
-            lock_inputs(connection)
-            for key in unused:
-                if _one(connection, sa.select(inputs.c.key).where(inputs.c.key == key).limit(1)) is None:
-                    remove_input(key)
+        for start in range(0, len(unused), 50):  # so long, and no longer
+            with self.engine.begin() as connection:
+                lock_inputs(connection)
+                remove_inputs(_unused(connection, unused[start : start + 50]))
 
     def _among(self, values: list[str], column: sa.Column[str], *where: Any) -> set[str]:
         """Which of these values the column has: asked in parts, as databases take only so many parameters."""
@@ -454,6 +461,12 @@ def _add_events(connection: sa.Connection, job_id: str, first: int, kind: str, t
         NEW_EVENT,
         [{"job_id": job_id, "seq": seq, "at": now, "type": kind, "data": data} for seq, data in enumerate(told, first)],
     )
+
+
+def _unused(connection: sa.Connection, keys: Iterable[str]) -> list[str]:
+    """Those among these inputs that no job has."""
+    used = sa.select(inputs.c.key).where(inputs.c.key == sa.bindparam("key_")).limit(1)
+    return [key for key in keys if _one(connection, used, key_=key) is None]
 
 
 def _family(connection: sa.Connection, job_id: str) -> list[str]:

@@ -37,7 +37,7 @@ def check(connection: sa.Connection, owner: str, input_bytes: int, quota: Quota)
     if quota.active_jobs is not None:
         active = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.in_(ACTIVE))
         if connection.execute(active).scalar_one() >= quota.active_jobs:
-            raise TooManyJobs(owner)
+            raise TooManyJobs(quota.active_jobs)
     most = quota.upload_bytes_per_day
     if most is not None and input_bytes > 0 and sent(connection, owner, time.time()) + input_bytes > most:
         raise TooMuchSent(owner)  # an export, which sends nothing, is none too many
@@ -53,6 +53,11 @@ def sent(connection: sa.Connection, owner: str, now: float, *, but: str = "") ->
         )
 
     return of(jobs, jobs.c.id != but) + of(spent)
+
+
+def charge(connection: sa.Connection, owner: str, sent_bytes: int, now: float) -> None:
+    """What was sent and became no job."""
+    connection.execute(sa.insert(spent).values(owner=owner, created=now, input_bytes=sent_bytes))
 
 
 def remember(connection: sa.Connection, job_ids: Sequence[str], now: float) -> None:

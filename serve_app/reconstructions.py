@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -33,8 +35,9 @@ from serve_app.schemas import (
     ReconstructionView,
     State,
 )
-from serve_app.uploads import Reader, too_much_today
+from serve_app.uploads import Reader, Upload, too_much_today
 from serve_app.views import reconstruction_view
+from viewmesh.errors import ViewmeshError
 from viewmesh.options import Options
 
 log = logging.getLogger("ray.serve")
@@ -55,25 +58,16 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     key = _key_of(request)
     wait_s = _wait_of(request, s)
     job_id = id_of_key(by.owner, key) if key else new_id()
-    quota = await _quota_left(s, by, job_id)
-    upload = await Reader(s.config.limits, s.artifacts, s.args.outbound, quota=quota).read(request)
-    if upload.webhook_url:
-        _check_webhook(s, by, upload.webhook_url)
-    options = upload.options
-    broken = await s.replicas.broken(models.served(s.args).values()) if options.model == "auto" else {}
-    model, because = models.resolve(options, s.args, upload.files, broken)
-    job = NewJob(
-        id=job_id,
-        owner=by.owner,
-        kind="reconstruction",
-        model=model.name,
-        options={**options.model_dump(mode="json"), "model": model.name},
-        inputs={name: ref.json() for name, ref in upload.files.items()},
-        request_hash=upload.digest(),
-        webhook=upload.webhook_url,
-        result={"facts": {"chosen_because": because}} if because else None,
-    )
-    row = await _accept(s, by, job)
+    with _refusing_too_much():
+        left = await asyncio.to_thread(s.store.left_today, by.owner, job_id, _quota_of(s, by))
+    reader = Reader(s.config.limits, s.artifacts, s.args.outbound, quota=left)
+    try:
+        upload = await reader.read(request)
+        row = await _accept(s, by, await _new_job(s, by, job_id, upload))
+    except (ProblemError, ViewmeshError):
+        if left is not None and reader.total:  # it was written down all the same
+            await asyncio.to_thread(s.store.charge, by.owner, reader.total)
+        raise
     return await _answer(request, s, by, row, wait_s)
 
 
@@ -236,38 +230,65 @@ async def artifact(
 # --- what several routes do ------------------------------------------------------------------------------------------
 
 
+async def _new_job(s: Any, by: Caller, job_id: str, upload: Upload) -> NewJob:
+    if upload.webhook_url:
+        _check_webhook(s, by, upload.webhook_url)
+    options = upload.options
+    broken = await s.replicas.broken(models.served(s.args).values()) if options.model == "auto" else {}
+    model, because = models.resolve(options, s.args, upload.files, broken)
+    return NewJob(
+        id=job_id,
+        owner=by.owner,
+        kind="reconstruction",
+        model=model.name,
+        options={**options.model_dump(mode="json"), "model": model.name},
+        inputs={name: ref.json() for name, ref in upload.files.items()},
+        request_hash=upload.digest(),
+        webhook=upload.webhook_url,
+        result={"facts": {"chosen_because": because}} if because else None,
+    )
+
+
 async def _accept(s: Any, by: Caller, job: NewJob) -> dict[str, Any]:
-    limit = by.max_active_jobs or s.args.max_active_jobs
+    with _refusing_too_much():
+        async with s.accepting:
+            try:
+                row, _ = await asyncio.to_thread(
+                    s.store.accept, job, s.workflows.enqueue, quota=_quota_of(s, by), missing=s.artifacts.missing
+                )
+            except DifferentRequest as error:
+                raise ProblemError(
+                    422,
+                    "idempotency_key_reused",
+                    "This Idempotency-Key was used for another request.",
+                    hint="Use a new key for a new request.",
+                ) from error
+            except InputGone as error:
+                raise ProblemError(
+                    503, "upload_again", "An input was deleted while this request was accepted.", retry_after_s=1
+                ) from error
+    return row
+
+
+def _quota_of(s: Any, by: Caller) -> Quota:
+    return Quota(by.max_active_jobs or s.args.max_active_jobs, by.upload_bytes_per_day)
+
+
+@contextlib.contextmanager
+def _refusing_too_much() -> Iterator[None]:
     try:
-        row, _ = await asyncio.to_thread(
-            s.store.accept,
-            job,
-            s.workflows.enqueue,
-            quota=Quota(limit, by.upload_bytes_per_day),
-            still_there=s.artifacts.exists,
-        )
-    except DifferentRequest as error:
-        raise ProblemError(
-            422,
-            "idempotency_key_reused",
-            "This Idempotency-Key was used for another request.",
-            hint="Use a new key for a new request.",
-        ) from error
+        yield
     except TooMuchSent as error:  # beside another upload, each of which would have fitted
         raise too_much_today() from error
     except TooManyJobs as error:
         raise ProblemError(
             429,
             "too_many_jobs",
-            f"You have {limit} jobs waiting or running already.",
+            f"You have {error} jobs waiting or running already.",
             hint="Wait for some to end, or cancel them.",
+            headers={"Connection": "close"},  # what else was sent is not read
             retry_after_s=30,
         ) from error
-    except InputGone as error:
-        raise ProblemError(
-            503, "upload_again", "An input was deleted while this request was accepted.", retry_after_s=1
-        ) from error
-    return row
 
 
 async def _answer(request: Request, s: Any, by: Caller, row: dict[str, Any], wait_s: float | None) -> Response:
@@ -329,13 +350,6 @@ async def _stop(s: Any, job_id: str) -> None:
         log.info(
             f"the Conductor could not be told of a cancellation ({type(error).__name__}); its own watch will see it"
         )
-
-
-async def _quota_left(s: Any, by: Caller, job_id: str) -> int | None:
-    """Bytes that the caller may still upload today. What a repeated request sent the first time does not count."""
-    if by.upload_bytes_per_day is None:
-        return None
-    return by.upload_bytes_per_day - await asyncio.to_thread(s.store.uploaded, by.owner, time.time(), but=job_id)
 
 
 def _key_of(request: Request) -> str | None:

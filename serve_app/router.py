@@ -14,6 +14,7 @@ from serve_app.auth import KeyRing, is_loopback
 from serve_app.durable import Workflows
 from serve_app.events import EventHub
 from serve_app.jobs import JobStore
+from serve_app.probes import Probes
 from serve_app.replicas import Replicas
 from serve_app.settings import AppArgs, RouterConfig
 from viewmesh.errors import OptionError
@@ -35,7 +36,9 @@ class Service:
         self.workflows = Workflows(self.store.engine)
         self.store.on_end = self.workflows.deliver
         self.replicas = Replicas(self._held)
+        self.probes = Probes({"database": self.store.ping, "artifacts": self.artifacts.check})
         self.hub = EventHub(self.store, lambda: self.config.poll_s)
+        self.accepting = asyncio.Lock()  # the database takes one at a time: the others wait here, without a connection
         self.telling: set[asyncio.Task[None]] = set()  # the Conductor of cancellations
 
     def asgi(self, *, echo_request_id: bool = True) -> Edge:
@@ -52,7 +55,7 @@ class Service:
     async def _held(self) -> dict[str, Any]:
         return await self.conductor.held.remote()
 
-    async def await_schema(self, seconds: float = 120.0) -> None:
+    async def await_schema(self, seconds: float = 600.0) -> None:
         """Returns once the Conductor has made DBOS's tables: before that no job can be accepted."""
         until = time.monotonic() + seconds
         while True:
@@ -66,6 +69,7 @@ class Service:
 
     async def close(self) -> None:
         await self.hub.close()
+        self.probes.close()
         self.workflows.close()
         self.store.close()
 

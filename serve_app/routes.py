@@ -79,13 +79,7 @@ async def livez() -> Health:
 )
 @api.get("/readyz", response_model=Health, tags=["probes"], responses={503: {"model": Health}})
 async def readyz(s: Serving) -> Response:
-    checks: dict[str, str] = {}
-    for name, check in (("database", s.store.ping), ("artifacts", s.artifacts.check)):
-        try:
-            await asyncio.wait_for(asyncio.to_thread(check), 5)
-            checks[name] = "ok"
-        except Exception as error:
-            checks[name] = str(error) if isinstance(error, ViewmeshError) else type(error).__name__
+    checks = await s.probes.answers()
     try:
         await asyncio.wait_for(_conductor_ready(s), 3)
         checks["conductor"] = "ok"

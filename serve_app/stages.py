@@ -19,7 +19,7 @@ from serve_app.jobs import JobStore
 from serve_app.models import MODELS
 from serve_app.seats import Seats
 from viewmesh.choose import after_no_poses
-from viewmesh.errors import PoseError, ViewmeshError
+from viewmesh.errors import MissingModel, PoseError, ViewmeshError
 from viewmesh.weights.ready import Readiness
 
 Json = dict[str, Any]
@@ -123,7 +123,7 @@ class Calls:
     async def generate(self, job: Json, views: Json) -> Json:
         await self._take_seat(job, job["model"])
         call = {"job_id": job["id"], "options": job["options"], "views": views}
-        return await self._call(job, "generate", self.models[job["model"]], "generate", call)
+        return await self._call(job, "generate", self.models.get(job["model"]), "generate", call)
 
     async def pose(self, job: Json) -> Json:
         """Views with cameras from structure from motion; where they cannot be had the job goes on without them, and
@@ -143,7 +143,7 @@ class Calls:
             "smaller": smaller,
         }
         await self._take_seat(job, "nvdiffrec")
-        made = await self._call(job, "optimise", self.models["nvdiffrec"], "slice", call)
+        made = await self._call(job, "optimise", self.models.get("nvdiffrec"), "slice", call)
         if "failed" not in made:
             if made.get("resumed"):
                 log_of(job["id"]).info(f"optimise went on from its checkpoint at step {made['step']} elsewhere")
@@ -164,7 +164,7 @@ class Calls:
             "smaller": smaller,
         }
         await self._take_seat(job, "nvdiffrec")
-        return await self._call(job, "finish", self.models["nvdiffrec"], "finish", call)
+        return await self._call(job, "finish", self.models.get("nvdiffrec"), "finish", call)
 
     async def export(self, job: Json, views: Json | None, result: Json, facts: Json) -> Json:
         self.seats.leave(job["id"])
@@ -214,8 +214,15 @@ class Calls:
     async def _call(self, job: Json, stage: str, handle: Any, method: str, call: Json, **left: Any) -> Json:
         """The Done value of one call, or {"failed": …}. Replicas that die are replaced by others, with patience.
 
-        left: what the job's row shall have once the stage is done.
+        handle: None of a model that was served when the job was accepted, and is no longer. left: what the job's row
+        shall have once the stage is done.
         """
+        if handle is None:
+            return _failed(
+                MissingModel.code,
+                f"The stage {stage} needs a model that this service no longer serves.",
+                "Submit the job again with another model; GET /v1/models lists them.",
+            )
         log, started = log_of(job["id"]), time.monotonic()
         if not call.get("checkpoint") or stage != "optimise":  # of the slices, the first
             log.info(f"{stage} began")

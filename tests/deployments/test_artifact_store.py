@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import fsspec
@@ -87,6 +88,37 @@ def test_a_store_that_is_away_leaves_no_temporary_file(tmp_path, monkeypatch):
     with pytest.raises(StoreError):
         store.put_bytes(b"12345", "k/a")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_what_is_missing_of_many_files(store, at_once):
+    store.object_store = at_once > 1
+    for i in range(8):
+        store.put_bytes(b"x", f"k/{i}")
+    together, exists = threading.Barrier(at_once), store.exists
+
+    def slowly(key: str) -> bool:
+        together.wait(20)  # an object store's answers take their time: they are waited for together
+        return exists(key)
+
+    store.exists = slowly
+    assert store.missing([f"k/{i}" for i in (0, 1, 9, 2, 3, 8, 4, 5)]) == ["k/9", "k/8"]
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other(store):
+    for name in "abc":
+        store.put_bytes(b"x", f"k/{name}")
+    remove = store._remove_file
+
+    def refusing(key: str) -> None:
+        if key == "k/a":
+            raise StoreError("no")
+        remove(key)
+
+    store._remove_file = refusing
+    with pytest.raises(StoreError, match="no"):
+        store.remove_files(["k/a", "k/b", "k/gone", "k/c"])
+    assert store.missing(["k/a", "k/b", "k/c"]) == ["k/b", "k/c"]
 
 
 def test_fresh_keys_never_meet():

@@ -79,6 +79,30 @@ async def test_keys_owners_and_quotas(fresh, tmp_path):
         assert ours.json()["id"] != theirs.json()["id"]
 
 
+async def test_what_was_sent_counts_also_where_it_became_no_job(fresh, tmp_path):
+    file, by = keys_file(tmp_path, ann={"upload_bytes_per_day": 10_000, "max_active_jobs": 1})
+    big = [("views", ("view_00.png", fake_view(optimise_s=30) + b" " * 3000))]
+    async with fresh(auth={"keys_file": str(file)}) as running:
+
+        async def post(**data):
+            return await running.http.post(URL, files=big, data=data, headers=by["ann"])
+
+        refused = [await post(options='{"no": 1}') for _ in range(4)]
+        assert [answer.json()["code"] for answer in refused] == ["invalid_option"] * 3 + ["upload_quota"]
+
+        running.service.store.charge("ann", -9000)  # as if it were tomorrow
+        assert (await post()).status_code == 202
+        read = []
+
+        async def body():
+            read.append(True)
+            yield b"x"
+
+        kind = {"content-type": "multipart/form-data; boundary=x"}
+        full = await running.http.post(URL, content=body(), headers={**by["ann"], **kind})
+        assert (full.status_code, full.json()["code"], read) == (429, "too_many_jobs", [])
+
+
 @pytest.mark.parametrize(
     ("host", "more", "reads", "writes"),
     [

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from stores import new_database
 
+from serve_app import quotas
 from serve_app.jobs import DifferentRequest, InputGone, JobStore, NewJob, id_of_key, new_id
 from serve_app.quotas import DAY_S, Quota, TooManyJobs, TooMuchSent
 from serve_app.schemas import TERMINAL
@@ -40,6 +41,11 @@ def store(database):
 
 def accept(store: JobStore, job: NewJob, **more):
     return store.accept(job, lambda *a: None, **more)
+
+
+def sent(store: JobStore, owner: str, in_s: float = 0.0) -> int:
+    with store.engine.connect() as connection:
+        return quotas.sent(connection, owner, time.time() + in_s)
 
 
 def test_ids_sort_by_time_and_keys_of_owners_differ():
@@ -94,24 +100,25 @@ def test_jobs_accepted_at_once_do_not_pass_a_day_s_bytes_together(store):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
     assert len(refused) == 5
-    assert store.uploaded("ann", time.time()) == 3 * REF["size"]
+    assert sent(store, "ann") == 3 * REF["size"]
+    assert store.left_today("ann", new_id(), quota) == 0
     export = NewJob(new_id(), "ann", "export", "nvdiffrec", {}, {}, "h")
     assert accept(store, export, quota=quota)[1]  # sends nothing
 
 
 def test_an_input_that_is_gone_is_noticed_before_the_job_is_accepted(store):
     with pytest.raises(InputGone):
-        accept(store, new_job(), still_there=lambda key: False)
+        accept(store, new_job(), missing=lambda keys: keys)
 
 
 def test_inputs_live_as_long_as_a_job_that_uses_them(store):
     a, b, removed = new_job(), new_job(), []
     accept(store, a)
     accept(store, b)
-    assert store.delete(a.id, "bob", removed.append) is None
-    assert store.delete(a.id, "ann", removed.append) == [a.id]
+    assert store.delete(a.id, "bob", removed.extend) is None
+    assert store.delete(a.id, "ann", removed.extend) == [a.id]
     assert removed == []
-    store.delete(b.id, None, removed.append)
+    store.delete(b.id, None, removed.extend)
     assert removed == [REF["key"]]
 
 
@@ -120,7 +127,7 @@ def test_exports_go_with_their_reconstruction(store):
     accept(store, parent)
     child = NewJob(new_id(), "ann", "export", "nvdiffrec", {}, {}, "h", parent=parent.id)
     accept(store, child)
-    assert set(store.delete(parent.id, "ann", lambda key: None)) == {parent.id, child.id}
+    assert set(store.delete(parent.id, "ann", lambda keys: None)) == {parent.id, child.id}
     assert store.get(child.id) is None
 
 
@@ -154,12 +161,11 @@ def test_a_deleted_job_counts_as_uploaded_until_its_day_is_over(store):
     for _ in range(2):  # an idempotency key may be used again after a delete
         job = new_job("0" * 36)
         accept(store, job)
-        store.delete(job.id, "ann", lambda key: None)
+        store.delete(job.id, "ann", lambda keys: None)
     accept(store, new_job())
     accept(store, new_job(owner="bob"))
-    now = time.time()
-    assert (store.uploaded("ann", now), store.uploaded("bob", now)) == (3 * REF["size"], REF["size"])
-    assert store.uploaded("ann", now + DAY_S) == 0
+    assert (sent(store, "ann"), sent(store, "bob")) == (3 * REF["size"], REF["size"])
+    assert sent(store, "ann", in_s=DAY_S) == 0
 
 
 def test_counters_never_fall_when_jobs_are_deleted(store):
@@ -168,7 +174,7 @@ def test_counters_never_fall_when_jobs_are_deleted(store):
     store.start(job.id)
     store.fail(job.id, {"code": "out_of_memory"}, None)
     before = store.figures()["tallies"]
-    store.delete(job.id, None, lambda key: None)
+    store.delete(job.id, None, lambda keys: None)
     assert store.figures()["tallies"] == before
     assert ("jobs", "reconstruction|nvdiffrec|failed|out_of_memory", 1.0) in before
 

@@ -149,7 +149,7 @@ def test_nothing_that_a_replaced_conductor_writes_is_kept(args, store, lease):
         lambda: old.resumed(job.id),
         lambda: old.succeed(job.id, [{"name": "mesh.glb", **REF}], {}, None),
         lambda: old.fail(job.id, {"code": "x"}, None),
-        lambda: old.delete(job.id, None, lambda key: None),
+        lambda: old.delete(job.id, None, lambda keys: None),
     ):
         with pytest.raises(LeaseLost):
             write()

@@ -31,7 +31,7 @@ class Receiver(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.seen.append(({k.lower(): v for k, v in self.headers.items()}, body))
-        self.send_response(self.answers.pop(0) if self.answers else 204)
+        self.send_response(500 if self.path == "/dead" else self.answers.pop(0) if self.answers else 204)
         self.end_headers()
 
     def do_GET(self):
@@ -88,6 +88,23 @@ async def test_a_webhook_is_signed_and_tried_again(fresh, receiver, monkeypatch)
     message = json.loads(body)
     assert (message["type"], message["data"]["id"]) == ("reconstruction.succeeded", job["id"])
     assert {a["name"] for a in message["data"]["artifacts"]} >= {"mesh.glb"}
+
+
+async def test_receivers_that_are_away_keep_nobody_elses_webhooks_waiting(fresh, receiver, monkeypatch):
+    monkeypatch.setattr("serve_app.conductor.PAUSES_S", (0, 60))
+    monkeypatch.setattr("serve_app.conductor.DELIVERIES_AT_ONCE", 2)
+    async with fresh(outbound={"webhook_secret": SECRET, "private_addresses": True}) as running:
+        for seed in range(20):  # more than DBOS would run at once if it were asked for 16
+            job = await running.submit(wait=None, optimise_s=30, options={"seed": seed}, webhook_url=f"{receiver}/dead")
+            await running.http.post(f"/v1/reconstructions/{job.json()['id']}/cancel")
+        job = await running.submit(webhook_url=f"{receiver}/good")
+        for _ in range(200):
+            if any(job.json()["id"].encode() in body for _, body in Receiver.seen):
+                break
+            await asyncio.sleep(0.1)
+    told = [json.loads(body)["data"]["id"] for _, body in Receiver.seen]
+    assert told.count(job.json()["id"]) == 1
+    assert len(told) == len(set(told)) == 21
 
 
 async def test_a_cancelled_job_tells_its_webhook_too(fresh, receiver):

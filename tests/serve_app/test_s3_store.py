@@ -30,6 +30,14 @@ def test_files_come_back_and_go_with_their_folder(store, tmp_path):
     assert store.exists(other.key)
 
 
+def test_many_files_are_looked_for_and_removed(store):
+    for i in range(30):
+        store.put_bytes(b"x", f"k/{i}")
+    assert store.missing([f"k/{i}" for i in range(28, 33)]) == ["k/30", "k/31", "k/32"]
+    store.remove_files([f"k/{i}" for i in range(1, 33)])
+    assert store.older_than("k", -5) == ["k/0"]
+
+
 def test_nothing_is_left_beside_what_was_put(store, tmp_path):
     store.put(source(tmp_path, b"12345"), "k/a")
     store.check()

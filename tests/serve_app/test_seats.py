@@ -41,6 +41,17 @@ async def test_a_seat_that_is_left_goes_to_the_oldest_who_waits():
     assert set(seats.held) == {"x", "z"}
 
 
+async def test_seats_are_given_out_from_any_thread():
+    """Serve configures the Conductor in another event loop than the one that its jobs run in."""
+    asyncio.get_running_loop().set_debug(True)  # which refuses what only the loop's own thread may do
+    seats = Seats()
+    asking = asyncio.create_task(seats.take("v", "a", 0))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(seats.set, lambda model: 1)
+    await asyncio.wait_for(asking, 5)
+    assert seats.held == {"v": "a"}
+
+
 async def test_the_oldest_is_who_was_accepted_first_whatever_its_id_and_whoever_asks_first(tmp_path):
     nothing: Any = None
     store, seats = JobStore(f"sqlite:///{tmp_path}/jobs.sqlite"), Seats()

@@ -87,6 +87,7 @@ def play(tmp_path, monkeypatch):
             "result": result,
             "kind_of_model": "optimiser",
         }
+        play.calls, play.job = calls, job
         return await calls.prepare(job), handle
 
     play.cancel = lambda: store.cancel(play.job_id, None)
@@ -127,6 +128,15 @@ async def test_trouble_that_stays_fails_the_job(play, trouble, code, tries):
     value, handle = await play(trouble)
     assert value["failed"]["code"] == code
     assert len(handle.calls) == tries
+
+
+@pytest.mark.parametrize("stage", ["generate", "slice", "finish"])
+async def test_a_job_of_a_model_that_is_no_longer_served_is_told_so(play, stage):
+    await play(DONE, models=())
+    given = {"generate": (None,), "slice": (None, None, None, False), "finish": (None, {}, False)}[stage]
+    made = await getattr(play.calls, stage)(play.job, *given)
+    assert made["failed"]["code"] == "model_missing"
+    assert "no longer serves" in made["failed"]["message"]
 
 
 NO_POSES = [Failed("unposed_views", "3 of 4 views could not be posed.")]
