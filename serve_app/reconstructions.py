@@ -16,6 +16,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from deployments.artifacts import StoreError
 from serve_app import models
 from serve_app.asgi import WAIT
 from serve_app.auth import Caller
@@ -64,8 +65,9 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     try:
         upload = await reader.read(request)
         row = await _accept(s, by, await _new_job(s, by, job_id, upload))
-    except (ProblemError, ViewmeshError):
-        if left is not None and reader.total:  # it was written down all the same
+    except (ProblemError, ViewmeshError) as error:
+        ours = isinstance(error, StoreError) or (isinstance(error, ProblemError) and error.status_code >= 500)
+        if left is not None and reader.total and not ours:  # it was written down all the same
             await asyncio.to_thread(s.store.charge, by.owner, reader.total)
         raise
     return await _answer(request, s, by, row, wait_s)
