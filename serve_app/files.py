@@ -1,6 +1,5 @@
 """A committed file as an HTTP answer: HEAD, ETag, If-None-Match, one byte range (RFC 9110), streamed from any store."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from starlette.requests import Request
 
 from deployments.artifacts import ArtifactStore, Missing
 from serve_app.problems import ProblemError
+from serve_app.transfers import transfer
 
 BLOCK = 256 * 1024
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -35,7 +35,7 @@ async def file_response(
     start, end = part or (0, size)
     blocks = store.read(row["key"], start, end, BLOCK)
     try:
-        first = await asyncio.to_thread(next, blocks, b"")  # before the headers: a store that is away is a 503
+        first = await transfer(next, blocks, b"")  # before the headers: a store that is away is a 503
     except Missing as error:
         raise ProblemError(
             404, "not_found", f"The file {row['name']!r} is gone.", hint="The job's status lists those that are there."
@@ -52,7 +52,7 @@ async def _stream(first: bytes, blocks: Iterator[bytes]) -> AsyncIterator[bytes]
     block = first
     while block:
         yield block
-        block = await asyncio.to_thread(next, blocks, b"")
+        block = await transfer(next, blocks, b"")
 
 
 def _part(request: Request, size: int, etag: str) -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ from deployments.artifacts import ArtifactStore, Ref, StoreFull
 from serve_app import outbound
 from serve_app.problems import ProblemError, of_validation
 from serve_app.settings import Limits, Outbound
+from serve_app.transfers import transfer
 from viewmesh.options import Options
 from viewmesh.views.find import paired
 
@@ -354,7 +355,7 @@ class _Part:
 
 async def _to_its_end(work: Callable[[], T]) -> T:
     """work() in a thread. Who is cancelled waits for it first: what follows may close and delete its file."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+    running = asyncio.ensure_future(transfer(work))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

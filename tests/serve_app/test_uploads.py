@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import threading
 import time
 import zipfile
 
@@ -129,6 +130,27 @@ async def test_a_body_that_dribbles_is_given_up(running: Running):
         running.service.config.limits = Limits(wait_s=30)
     assert (answer.status_code, answer.json()["code"]) == (408, "request_timeout")
     assert not leftovers(running)
+
+
+async def test_uploads_to_a_store_that_hangs_keep_no_query_waiting(running: Running, monkeypatch):
+    let_go, putting, put = threading.Event(), [], running.service.artifacts.put
+
+    def hang(*args, **kwargs):
+        putting.append(True)
+        let_go.wait(30)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(running.service.artifacts, "put", hang)
+    uploads = [asyncio.create_task(running.submit(wait=None)) for _ in range(12)]  # of three files each
+    try:
+        while len(putting) < 32:  # all the threads that there are
+            await asyncio.sleep(0.02)
+        listed = await asyncio.wait_for(running.http.get(URL), 10)
+        assert listed.status_code == 200
+        assert not any(task.done() for task in uploads)
+    finally:
+        let_go.set()
+    assert {answer.status_code for answer in await asyncio.gather(*uploads)} == {202}
 
 
 async def test_a_small_body_is_enough_for_every_other_route(running: Running):
