@@ -28,9 +28,9 @@ CHUNK = 1 << 20
 REMOTE_CHUNK = 4 << 20  # one request each
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 AT_ONCE = 24  # requests of one question about many files
-# botocore waits a minute each for a connection and for every answer, and tries again: a store that hangs would hold a
-# thread for many minutes.
-S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
+# botocore waits a minute for a connection, tries five times, and s3fs does that five times: a store that is away would
+# hold a thread for long. (A minute for an answer stays: it has begun when a large file is still being sent.)
+S3_PATIENCE = {"connect_timeout": 5, "retries": {"mode": "standard", "max_attempts": 2}}
 
 
 class StoreError(ViewmeshError):
