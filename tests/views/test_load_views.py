@@ -261,6 +261,52 @@ def test_cameras_of_the_stored_pixels_leave_the_photo_as_stored(tmp_path, poses)
     torch.testing.assert_close(load_views(tmp_path, AUTO).images, plain.images)
 
 
+UNTURNED = {  # what a photo that is shown upright is stored as, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def write_oriented(folder: Path, orientation: int, turn: Image.Transpose | None = None) -> None:
+    """Gives every view the EXIF orientation, its pixels turned before if asked for."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (folder / "views").iterdir():
+        image = Image.open(path)
+        (image if turn is None else image.transpose(turn)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 48)], ids=["oblong", "square"])
+@pytest.mark.parametrize("declared", [True, False], ids=["w and h", "no w and h"])
+def test_poses_of_a_camera_file_are_of_the_stored_pixels(tmp_path, poses, size, declared):
+    top = synthetic.write_views(tmp_path, poses, size=size, masks=True, alpha=False, depth=True)
+    if not declared:
+        fields = {k: v for k, v in top.items() if k not in ("w", "h")}
+        (tmp_path / "cameras.json").write_text(json.dumps(fields))
+    plain = load_views(tmp_path, AUTO)
+    assert_consistent(plain, poses)
+    for orientation in UNTURNED:
+        write_oriented(tmp_path, orientation)
+        assert torch.equal(load_views(tmp_path, AUTO).images, plain.images), orientation
+
+
+@pytest.mark.parametrize("orientation", UNTURNED)
+@pytest.mark.parametrize("cameras", ["none", "canonical6"])
+def test_without_poses_of_a_camera_file_photos_are_turned_upright(tmp_path, orientation, cameras):
+    rig = canonical6(48, 64).world_from_camera.numpy()
+    top = synthetic.write_views(tmp_path, rig, f=200.0)
+    upright = load_views(tmp_path, ViewRules(cameras=cameras))
+    write_oriented(tmp_path, orientation, UNTURNED[orientation])
+    for w, h in ((64, 48), (48, 64)):
+        (tmp_path / "cameras.json").write_text(json.dumps(top | {"w": w, "h": h}))
+        assert torch.equal(load_views(tmp_path, ViewRules(cameras=cameras)).images, upright.images)
+
+
 def test_a_view_that_contradicts_the_others_is_named(tmp_path):
     synthetic.write_views(tmp_path, synthetic.around(10), masks=True, alpha=False)
     wrong = np.zeros((48, 64), np.uint8)

@@ -26,18 +26,20 @@ class Pixels:
     focal_px: float | None = None
 
 
-def read_photo(path: Path, name: str, limits: Limits, declared: tuple[int, int] | None = None) -> Pixels:
-    """Decodes a photo upright (EXIF orientation applied).
+def read_photo(
+    path: Path, name: str, limits: Limits, *, posed: bool = False, declared: tuple[int, int] | None = None
+) -> Pixels:
+    """Decodes a photo upright (EXIF orientation applied); one that a camera file has posed as its pose has it.
 
-    declared: (width, height) that the camera file gives this view. Camera files made from the stored pixels of a
-    turned photo declare the stored size: then the photo is left as stored, because its pose is of those pixels.
+    posed: its pose is a camera file's. COLMAP and nerfstudio do not look at EXIF: such a pose is of the stored pixels,
+    unless declared, the (width, height) that the file gives this view, is the upright size and not the stored one.
     Raises InputError.
     """
     image = _decoded(path, name, limits)
     exif = _exif(image)
     orientation = exif.get(_ORIENTATION, 1)
-    stored_is_declared = declared == image.size and declared is not None and orientation in _SWAPS_SIDES
-    if orientation != 1 and not stored_is_declared:
+    stored = posed and not (orientation in _SWAPS_SIDES and image.size != declared == image.size[::-1])
+    if orientation != 1 and not stored:
         image = ImageOps.exif_transpose(image)
     pixels, alpha = _rgb_alpha(image)
     return Pixels(pixels, alpha, _focal_px(exif, image.size))

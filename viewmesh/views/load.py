@@ -183,10 +183,12 @@ def _read_photo(plan: Plan, i: int, rules: ViewRules, limits: Limits) -> tuple[P
     that says anything."""
     name = plan.views[i]
     frame = None if plan.frames is None else plan.frames[i]
-    pixels = read_photo(plan.root / name, name, limits, None if frame is None else frame.declared_size)
+    posed = plan.camera_source == "file"
+    declared = None if frame is None else frame.declared_size
+    pixels = read_photo(plan.root / name, name, limits, posed=posed, declared=declared)
     alpha = pixels.alpha if pixels.alpha is not None and pixels.alpha.min() < 255 else None
     photo = Photo(name, pixels.rgb, focal_px=pixels.focal_px)
-    if frame is not None and plan.camera_file is not None and plan.camera_source == "file":
+    if posed and frame is not None and plan.camera_file is not None:
         photo = replace(
             photo, lens=frame.lens(*photo.size, plan.camera_file.name), world_from_camera=frame.world_from_camera
         )
