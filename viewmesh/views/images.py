@@ -1,11 +1,12 @@
-"""One image file, untrusted, to pixels. Knows Pillow and EXIF; does not know cameras or masks."""
+"""One image file, untrusted, to pixels. Knows Pillow, EXIF and ICC profiles; does not know cameras or masks."""
 
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from viewmesh.errors import InputError
 from viewmesh.views.limits import Limits
@@ -14,6 +15,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 SENSOR_WIDTH_35MM = 36.0  # mm, what EXIF's 35 mm equivalent focal length refers to
 _ORIENTATION, _FOCAL_35MM, _EXIF_IFD = 0x0112, 0xA405, 0x8769
 _SWAPS_SIDES = (5, 6, 7, 8)
+_COLOURS = np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * 3), -1).reshape(27, 27, 3).astype(np.uint8)
+_SAME_LEVELS = 3  # apart: so much profiles of sRGB itself are, by the rounding of their matrices
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Pixels:
 def read_photo(
     path: Path, name: str, limits: Limits, *, posed: bool = False, declared: tuple[int, int] | None = None
 ) -> Pixels:
-    """Decodes a photo upright (EXIF orientation applied); one that a camera file has posed as its pose has it.
+    """Decodes a photo to sRGB (ICC profile applied) and upright (EXIF orientation applied); one that a camera file has
+    posed as its pose has it.
 
     posed: its pose is a camera file's. COLMAP and nerfstudio do not look at EXIF: such a pose is of the stored pixels,
     unless declared, the (width, height) that the file gives this view, is the upright size and not the stored one.
@@ -41,8 +45,8 @@ def read_photo(
     stored = posed and not (orientation in _SWAPS_SIDES and image.size != declared == image.size[::-1])
     if orientation != 1 and not stored:
         image = ImageOps.exif_transpose(image)
-    pixels, alpha = _rgb_alpha(image)
-    return Pixels(pixels, alpha, _focal_px(exif, image.size))
+    rgb, alpha = _rgb_alpha(image)
+    return Pixels(_in_srgb(rgb, image.info.get("icc_profile")), alpha, _focal_px(exif, image.size))
 
 
 def read_mask(path: Path, name: str, limits: Limits) -> np.ndarray:
@@ -141,6 +145,32 @@ def _rgb_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         rgba = np.asarray(image.convert("RGBA"))
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
     return np.array(image.convert("RGB")), None
+
+
+def _in_srgb(rgb: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """(H, W, 3) uint8 sRGB of the colours that an ICC profile gives a meaning; as they are where it is sRGB's own, none
+    of RGB, or broken."""
+    if not profile:
+        return rgb
+    try:
+        to_srgb = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            "RGB",
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+        if np.abs(_transformed(_COLOURS, to_srgb).astype(int) - _COLOURS).max() <= _SAME_LEVELS:
+            return rgb
+        return _transformed(rgb, to_srgb)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return rgb
+
+
+def _transformed(rgb: np.ndarray, transform: ImageCms.ImageCmsTransform) -> np.ndarray:
+    image = Image.fromarray(rgb)
+    ImageCms.applyTransform(image, transform, inPlace=True)
+    return np.array(image)
 
 
 def _exif(image: Image.Image) -> dict:
