@@ -341,6 +341,19 @@ def test_too_many_views_are_thinned_with_a_warning(tmp_path):
     assert_consistent(views, poses[::2])
 
 
+def test_only_the_files_of_the_views_that_are_used_count_as_bytes(tmp_path):
+    synthetic.write_views(tmp_path, synthetic.around(9), depth=True, masks=True)
+
+    def size(*views: int) -> int:
+        folders = {"views": "view", "masks": "mask", "depth": "depth"}
+        return sum((tmp_path / k / f"{v}_{i:02d}.png").stat().st_size for i in views for k, v in folders.items())
+
+    limits = replace(Limits(), views=5, total_bytes=size(0, 2, 4, 6, 8))
+    assert len(plan_views(tmp_path, AUTO, limits).views) == 5
+    with pytest.raises(InputError, match=r"of the 5 views that are used .* give fewer or smaller"):
+        plan_views(tmp_path, AUTO, replace(limits, total_bytes=limits.total_bytes - 1))
+
+
 def test_without_cameras(tmp_path, poses):
     synthetic.write_views(tmp_path, poses)
     views = load_views(tmp_path, ViewRules(cameras="none"))

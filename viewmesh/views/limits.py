@@ -11,7 +11,8 @@ class Limits:
 
     views: more are thinned out evenly, with a warning. listed_views: more are refused.
     pixels: per image. min_side: the shorter side of an image, pixels. file_bytes, json_bytes: per file.
-    total_bytes: all files read, after unpacking. zip_bytes: the archive itself.
+    total_bytes: the views that are used with their masks and depth maps; also, all that an archive unpacks to.
+    zip_bytes: the archive itself.
     zip_entries, zip_ratio (unpacked over packed bytes, for entries above 1 MiB), path_depth: inside an archive.
     sfm_seconds: of structure from motion, wall clock.
     """

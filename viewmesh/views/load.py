@@ -157,9 +157,9 @@ def plan_views(folder: Path, rules: ViewRules, limits: Limits) -> Plan:
         masks = matched(names, files.masks, "mask", selected=frames is not None)
     if not depths and files.depths:
         depths = matched(names, files.depths, "depth map", selected=frames is not None)
-    plan = Plan(files.root, names, masks or None, depths or None, frames, camera_file, source)
+    plan = _thinned(Plan(files.root, names, masks or None, depths or None, frames, camera_file, source), limits)
     _check_total(plan, limits)
-    return _thinned(plan, limits)
+    return plan
 
 
 def read_photos(
@@ -344,8 +344,8 @@ def _check_total(plan: Plan, limits: Limits) -> None:
     total = sum((plan.root / name).stat().st_size for name in names)
     if total > limits.total_bytes:
         raise InputError(
-            f"the images have {total / 2**20:.0f} MiB, at most {limits.total_bytes / 2**20:.0f} are read; give fewer "
-            "or smaller ones.",
+            f"the images of the {len(plan.views)} views that are used have {total / 2**20:.0f} MiB, at most "
+            f"{limits.total_bytes / 2**20:.0f} are read; give fewer or smaller ones.",
             file=plan.root.name,
         )
 
