@@ -1,3 +1,4 @@
+import os
 import sys
 import time
 from pathlib import Path
@@ -165,6 +166,23 @@ module.main(Path(sys.argv[1]), 2)
     check(mesh, unwrap(mesh, SIZE), allowed_double=0.002)
     assert len(found) >= 4
     assert [part is None for part in found] == [i == 1 for i in range(len(found))]
+
+
+def test_xatlas_is_asked_where_the_system_pins_no_process(monkeypatch):
+    mesh = bumpy(2)
+    pinned, ours = unwrap(mesh, SIZE), unwrap(mesh, SIZE, fallback_only=True)
+    work = """
+import os, sys
+from pathlib import Path
+del os.sched_getaffinity, os.sched_setaffinity
+from viewmesh.geometry import xatlas_child as module
+module.main(Path(sys.argv[1]), int(sys.argv[2]))
+"""
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(module, "CHILD", (sys.executable, "-c", work))
+    assert torch.equal(unwrap(mesh, SIZE).uvs, pinned.uvs)
+    assert pinned.uvs.shape != ours.uvs.shape or not torch.equal(pinned.uvs, ours.uvs)
 
 
 def test_no_time_means_our_own_charts():

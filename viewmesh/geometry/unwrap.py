@@ -5,7 +5,6 @@ faces, unwrapped by processes of their own, several at a time. A part at which i
 our own. Every atlas is checked and repaired before it is returned.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viewmesh import cpus
 from viewmesh.geometry.charts import (
     Charts,
     chart_of_points,
@@ -126,7 +126,7 @@ def _xatlas(
         folder = Path(name)
         for i, (vertices, faces) in enumerate(meshes):
             np.savez(folder / f"{i:04d}.in.npz", vertices=vertices.astype(np.float32), faces=faces.astype(np.uint32))
-        run([*CHILD, name, str(len(os.sched_getaffinity(0)))], deadline, cancelled)
+        run([*CHILD, name, str(cpus.usable())], deadline, cancelled)
         return [_read(folder / f"{i:04d}.out.npz", faces) for i, (_, faces) in enumerate(meshes)]
 
 

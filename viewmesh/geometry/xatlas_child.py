@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from viewmesh import cpus
+
 SCALE = np.float32(1000)  # xatlas leaves out faces of an area below 1e-7, which fine meshes of unit size have
 
 
@@ -54,10 +56,8 @@ def charted(source: Path, target: Path) -> None:
     import xatlas
 
     mesh = np.load(source)
-    cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(cpus)[os.getpid() % len(cpus)]})
-    atlas = xatlas.Atlas()  # starts a thread for each CPU that it may use: 63 of them take longer than the charts do
-    os.sched_setaffinity(0, cpus)
+    with cpus.on_one():
+        atlas = xatlas.Atlas()  # starts a thread per CPU that it may use: 63 of them take longer than the charts do
     atlas.add_mesh(mesh["vertices"] * SCALE, mesh["faces"])
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     # Its packing is thrown away: ours puts all parts together. But it makes charts whole texels wide, so not too few.

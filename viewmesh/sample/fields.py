@@ -5,12 +5,12 @@ Kernels release the GIL and each writes its own slice, so the result does not de
 
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from viewmesh import cpus
 from viewmesh.sample.jit import entry, fingerprint
 from viewmesh.sample.paint import paint_at
 from viewmesh.sample.robot import distance
@@ -20,9 +20,7 @@ HALF = 0.53  # the grid covers [-HALF, HALF]³, a little more than the robot
 
 def in_threads(work: Callable[..., None], jobs: Iterable[tuple]) -> None:
     """Runs `work(*job)` for each job on all cores of this process, and waits."""
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ) as pool:
+    with ThreadPoolExecutor(cpus.usable()) as pool:
         for done in [pool.submit(work, *job) for job in jobs]:
             done.result()
 
