@@ -19,7 +19,7 @@ from viewmesh.geometry.camera import canonical6
 from viewmesh.options import ViewRules
 from viewmesh.views.archive import load_viewset, save_viewset, unpack
 from viewmesh.views.limits import MIB, Limits
-from viewmesh.views.load import load_views
+from viewmesh.views.load import load_views, survey
 from viewmesh.views.viewset import ViewSet
 
 
@@ -102,6 +102,19 @@ def test_only_images_and_json_are_unpacked(tmp_path):
     target.mkdir()
     unpack(tmp_path / "set.zip", target, Limits())
     assert {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()} == {"views/a.png", "cameras.json"}
+
+
+def test_what_is_refused_for_its_name_is_unpacked_empty(tmp_path):
+    """However large it is, and however much of it there is."""
+    entries = [(f"my object/depth/{i}.npy", bytes(9 * MIB)) for i in range(3)]
+    (tmp_path / "set.zip").write_bytes(packed(("my object/views/a.png", b"1"), *entries, ("cloud.npy", b"2")))
+    target = tmp_path / "out"
+    target.mkdir()
+    unpack(tmp_path / "set.zip", target, Limits(file_bytes=MIB, total_bytes=MIB))
+    sizes = {str(p.relative_to(target)): p.stat().st_size for p in target.rglob("*") if p.is_file()}
+    assert sizes == {"my object/views/a.png": 1} | {name: 0 for name, _ in entries}
+    with pytest.raises(InputError, match=r"^depth/\d\.npy: .* convert it to a 16-bit PNG"):
+        survey(tmp_path / "set.zip", ViewRules())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Bad view sets: each is refused with one sentence that names the file, the fault and the remedy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from viewmesh.errors import InputError
 from viewmesh.options import ViewRules
 from viewmesh.views.limits import Limits
-from viewmesh.views.load import load_views
+from viewmesh.views.load import load_views, survey
 
 AUTO = ViewRules()
 
@@ -232,6 +233,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "depth all zero": (depth16("depth/depth_04.png", 0), "depth/depth_04.png", "leave depth out"),
     "depth missing": (removed("depth/depth_04.png"), "depth", "give every view one depth map"),
     "depth in other units": (edited(depth_unit_scale=0.01), "views/view_00.png", "check depth_unit_scale"),
+    "a depth map as an array": (
+        written("depth/depth_06.npy", b""), "depth/depth_06.npy", "convert it to a 16-bit PNG, or take it out",
+    ),
+    "a mask of another kind": (
+        after(masked, written("masks/mask_06.PGM", b"")), "masks/mask_06.PGM", "convert it to PNG, JPEG or WebP",
+    ),
     "a tiff": (image("views/view_06.tif", "RGB", (64, 48)), "views/view_06.tif", "convert it to PNG, JPEG or WebP"),
 }  # fmt: skip
 
@@ -245,8 +252,6 @@ def good_set(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(good_set, tmp_path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(good_set, tmp_path / "set"))
 
 
@@ -272,6 +277,44 @@ def test_refused(folder, case):
     assert file in error.file
     assert str(error).startswith(error.file)
     assert remedy in str(error)
+
+
+@pytest.mark.parametrize("name", ["jxl", "npy", "npz", "pfm", "raw", "tga", "ppm", "psd", "cr3", "of_no_known_kind"])
+@pytest.mark.parametrize("place", ["views", "images", "masks", "depth"])
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_no_file_of_a_view_is_left_out_in_silence(tmp_path, name, place, zipped):
+    names = ("images" if place == "images" else "views", place)
+    source = tmp_path / "set"
+    for folder in names:
+        (source / folder).mkdir(parents=True, exist_ok=True)
+    (source / names[0] / "0.png").write_bytes(encoded("PNG"))
+    (source / place / f"1.{name}").write_bytes(bytes(9))
+    if zipped:
+        source = Path(shutil.make_archive(str(source), "zip", source))
+    with pytest.raises(InputError, match=rf"^{place}/1\.{name}: this kind of file is not read; convert it"):
+        survey(source, AUTO)
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_side_files_are_no_views(folder, zipped):
+    for name in ("README", "LICENSE.txt", "notes.md", "view_00.json", "gps.csv", "a.xml", "view_00.XMP", "view_00.aae"):
+        for place in ("views", "depth", "."):
+            (folder / place / name).write_bytes(b"x")
+    for name in ("views/Thumbs.db", "views/.DS_Store", "depth/.hidden.npy", "points.npy", "scan.psd"):
+        (folder / name).write_bytes(b"x")
+    source = Path(shutil.make_archive(str(folder), "zip", folder)) if zipped else folder
+    assert survey(source, AUTO) == (6, "file")
+
+
+@pytest.mark.parametrize("ending", ["jpe", "jfif", "JFIF"])
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_jpegs_by_their_other_names(tmp_path, ending, zipped):
+    (tmp_path / "set" / "views").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "set" / "views" / f"{i}.{ending}").write_bytes(encoded("JPEG"))
+    source = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")) if zipped else tmp_path / "set"
+    views = load_views(source, ViewRules(cameras="none", mask="none"))
+    assert views.names == tuple(f"views/{i}.{ending}" for i in range(2))
 
 
 LIMIT_CASES = {

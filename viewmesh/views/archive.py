@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from viewmesh.errors import InputError
 from viewmesh.geometry.camera import Cameras
-from viewmesh.views.find import IGNORED_NAMES, OTHER_IMAGE_SUFFIXES, SUFFIXES
+from viewmesh.views.find import IGNORED_NAMES, OTHER_IMAGE_SUFFIXES, SUFFIXES, unreadable
 from viewmesh.views.limits import MIB, Limits
 from viewmesh.views.viewset import ViewSet
 
@@ -28,7 +28,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
     """Extracts the images and JSON files of a zip into `folder`, which must be empty. Raises InputError.
 
     Refused as a whole: entries that are encrypted, links, absolute, outside the folder, duplicated, archives
-    themselves, too many, too large or too well compressed. Other kinds of files are not unpacked.
+    themselves, too many, too large or too well compressed. Other kinds of files are not unpacked; those that find_files
+    refuses for their names are there and empty.
     """
     if archive.stat().st_size > limits.zip_bytes:
         raise InputError(
@@ -41,6 +42,9 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
             entries = _checked_entries(opened, archive.name, limits)
             total = 0
             for entry, path in entries:
+                if not _is_unpacked(path):
+                    _leave_empty(folder / path)
+                    continue
                 total += _extract(opened, entry, folder / path, limits, limits.total_bytes - total)
     except InputError:
         raise
@@ -51,6 +55,15 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
             "with an ordinary zip tool.",
             file=archive.name,
         ) from None
+
+
+def _is_unpacked(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in UNPACKED_SUFFIXES
+
+
+def _leave_empty(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(exist_ok=False)
 
 
 def _checked_entries(opened: zipfile.ZipFile, archive: str, limits: Limits) -> list[tuple[zipfile.ZipInfo, str]]:
@@ -75,13 +88,13 @@ def _checked_entries(opened: zipfile.ZipFile, archive: str, limits: Limits) -> l
             raise InputError("this name is in the archive twice; keep one of the two.", file=_shown(path))
         taken.add(key)
         parents |= ancestors
-        suffix = PurePosixPath(path).suffix.lower()
-        if suffix in ARCHIVE_SUFFIXES:
+        if PurePosixPath(path).suffix.lower() in ARCHIVE_SUFFIXES:
             raise InputError("an archive inside the archive is not opened; unpack it first.", file=_shown(path))
-        if suffix not in UNPACKED_SUFFIXES:
+        if _is_unpacked(path):
+            _check_size(info, path, limits)
+            total += info.file_size
+        elif not unreadable(path):
             continue
-        _check_size(info, path, limits)
-        total += info.file_size
         chosen.append((info, path))
     if total > limits.total_bytes:
         raise InputError(

@@ -7,14 +7,22 @@ from pathlib import Path, PurePosixPath
 
 from viewmesh.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
 OTHER_IMAGE_SUFFIXES = (
     ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".arw",
+    ".jxl",
+)  # fmt: skip
+# Of files that may lie beside views, masks and depth maps and are none: words, tables, what cameras and editors add.
+SIDE_SUFFIXES = (
+    "", ".txt", ".md", ".rst", ".log", ".pdf", ".html", ".htm", ".ini", ".toml", ".yaml", ".yml", ".json", ".jsonl",
+    ".csv", ".tsv", ".xml", ".xmp", ".aae", ".thm", ".pp3", ".dop", ".gpx", ".mov", ".mp4", ".db", ".py", ".sh",
+    ".jpg_original",
 )  # fmt: skip
 IGNORED_NAMES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
 CAMERA_FILES = ("cameras.json", "transforms_train.json", "transforms.json")
 VIEW_FOLDERS = ("views", "images")
 FOLDERS = {"view": VIEW_FOLDERS, "mask": ("masks",), "depth map": ("depth",)}
+DATA_FOLDERS = tuple(name for names in FOLDERS.values() for name in names)
 CANONICAL6_NAMES = tuple(f"view_{i:02d}" for i in range(6))
 KIND = re.compile(r"^(view|image|mask|depth)[_-]|[_-](view|image|mask|depth)$")
 
@@ -127,6 +135,12 @@ def _bare(name: str) -> str:
     return KIND.sub("", path.name.casefold())
 
 
+def unreadable(name: str) -> bool:
+    """Whether a file lies where views, masks and depth maps do, and is of a kind that is not read and may be one."""
+    path = PurePosixPath(name)
+    return path.parent.name in DATA_FOLDERS and path.suffix.lower() not in (*SUFFIXES, *SIDE_SUFFIXES)
+
+
 def number(name: str) -> int | None:
     """The last number in a file's name."""
     digits = re.findall(r"\d+", PurePosixPath(name).stem, re.ASCII)
@@ -157,10 +171,11 @@ def _images_in(root: Path, name: str) -> tuple[str, ...]:
         return ()
     files = [p for p in folder.iterdir() if p.is_file() and _counts(p)]
     for path in files:
-        if path.suffix.lower() in OTHER_IMAGE_SUFFIXES:
+        file = str(PurePosixPath(name) / path.name)
+        if path.suffix.lower() in OTHER_IMAGE_SUFFIXES or unreadable(file):
+            kinds = "a 16-bit PNG" if name == "depth" else "PNG, JPEG or WebP"
             raise InputError(
-                "this kind of image is not read; convert it to PNG, JPEG or WebP.",
-                file=str(PurePosixPath(name) / path.name),
+                f"this kind of file is not read; convert it to {kinds}, or take it out of the folder.", file=file
             )
     names = [str(PurePosixPath(name) / p.name) for p in files if p.suffix.lower() in SUFFIXES]
     return tuple(sorted(names, key=natural))
