@@ -166,6 +166,58 @@ def test_a_second_export_that_stops_leaves_no_report_of_the_first(tmp_path):
     assert not (tmp_path / "report.json").exists()
 
 
+def test_an_export_leaves_no_file_of_the_one_before(tmp_path):
+    lit = replace(textured_ball(), environment=torch.ones(8, 16, 3))
+    export(result_of(lit), tmp_path, ("obj", "stl", "glb"), pictures=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    again = load_reconstruction(tmp_path / STORED)
+    written = export(replace(again, mesh=replace(again.mesh, environment=None)), tmp_path, ("glb",), pictures=False)
+    assert set(written) == {"mesh.glb", STORED, "report.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {*written, "notes.txt"}
+    assert torch.equal(load_reconstruction(tmp_path / STORED).mesh.mesh.vertices, again.mesh.mesh.vertices)
+
+
+def test_the_stored_result_stays_until_another_takes_its_place(tmp_path):
+    def stop(stage, step, steps, **_):
+        if step == 2:
+            raise Cancelled("enough")
+
+    export(result_of(), tmp_path, ("stl",), pictures=False)
+    with pytest.raises(Cancelled):
+        export(load_reconstruction(tmp_path / STORED), tmp_path, ("ply", "glb"), pictures=False, progress=stop)
+    assert {p.name for p in tmp_path.iterdir()} == {"mesh.ply", STORED}
+    assert load_reconstruction(tmp_path / STORED).preset == result_of().preset
+
+
+ELSEWHERE = ["../outside.txt", "inner/file.txt", "inner", "link", "..", ".", "", "/etc/x", "a\0b", "\ud800", "x" * 9999]
+REPORTS = {
+    "names elsewhere": json.dumps({"files": ELSEWHERE}),
+    "no names": json.dumps({"files": [None, 7, ["m"], {"m": 1}]}),
+    "no list": json.dumps({"files": None}),
+    "text": json.dumps({"files": "m"}),
+    "an object": json.dumps({"files": {"m": 1}}),
+    "no object": "[]",
+    "not JSON": "{",
+    "not UTF-8": b"\xff\xfe\xfa",
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", REPORTS)
+def test_a_report_that_lies_or_is_damaged_takes_no_file_away(tmp_path, case):
+    folder = tmp_path / "out"
+    (folder / "inner").mkdir(parents=True)
+    kept = [tmp_path / "outside.txt", folder / "inner" / "file.txt", folder / "m"]
+    for path in kept:
+        path.write_text("kept")
+    given = REPORTS[case]
+    (folder / "report.json").write_bytes(given if isinstance(given, bytes) else given.encode())
+    (folder / "link").symlink_to(tmp_path / "outside.txt")
+    export(result_of(), folder, ("stl",), pictures=False)
+    assert [path.read_text() for path in kept] == ["kept"] * 3
+    Report.model_validate_json((folder / "report.json").read_text())
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     target = tmp_path / "mesh.glb"
     write_whole(target, b"old")

@@ -1,9 +1,12 @@
 """START HERE: a Reconstruction into the files that users take away.
 
-Everything is made and checked in memory, then written whole, report.json last: a folder with a report is complete.
+Everything is made and checked in memory, then written whole, report.json last: a folder with a report is complete, and
+of what an earlier report there lists nothing is left that is not the new one's.
 Files are +y up in the scale of the input's cameras; report.json says how they lie in the cameras' world.
 """
 
+import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +65,8 @@ def export(
     steps = len(formats) + 3
 
     def put(files: dict[str, bytes]) -> None:
-        (folder / "report.json").unlink(missing_ok=True)  # of what lay here before
+        if not written:
+            _take_away_earlier(folder)
         written.update({name: write_whole(folder / name, data) for name, data in files.items()})
 
     for step, kind in enumerate(formats, 1):
@@ -82,6 +86,26 @@ def export(
     put({"report.json": report.model_copy(update={"seconds": seconds}).model_dump_json(indent=2).encode()})
     progress("export", steps, steps)
     return written
+
+
+def _take_away_earlier(folder: Path) -> None:
+    """Removes the report of an earlier export into the folder, and the files that it lists. The stored result stays
+    until another one takes its place: from it alone all others can be made again."""
+    report = folder / "report.json"
+    names = _listed(report)
+    report.unlink(missing_ok=True)
+    for name in names - {STORED}:
+        if os.path.isfile(folder / name):
+            (folder / name).unlink()
+
+
+def _listed(report: Path) -> set[str]:
+    """The names in a report's list of files that are plain: of files beside it. None where it is damaged."""
+    try:
+        files = json.loads(report.read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {n for n in files if isinstance(n, str) and Path(n).name == n} if isinstance(files, list) else set()
 
 
 def encode(
