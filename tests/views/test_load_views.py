@@ -120,6 +120,20 @@ def test_z_up_worlds_come_out_y_up(tmp_path):
     assert (y_up.cameras.centers[:, 2] > 0.4).all()
 
 
+def test_a_world_whose_origin_is_far_is_read_while_float32_holds_the_object(tmp_path, poses):
+    far = poses.copy()
+    far[:, :3, 3] += 1.2e4 * np.array([0.6, 0, -0.8])
+    for name, placed in (("near", poses), ("far", far)):
+        top = synthetic.write_views(tmp_path / name, poses)
+        for frame, pose in zip(top["frames"], placed, strict=True):
+            frame["transform_matrix"] = pose.tolist()
+        (tmp_path / name / "cameras.json").write_text(json.dumps(top))
+    a, b = (load_views(tmp_path / name, AUTO) for name in ("near", "far"))
+    assert a.cameras is not None
+    assert b.cameras is not None
+    torch.testing.assert_close(b.cameras.world_from_camera, a.cameras.world_from_camera, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("model", ["OPENCV", "OPENCV_FISHEYE"])
 def test_distortion_is_undone(tmp_path, poses, model):
     from viewmesh.views.lens import Lens, distorted_pixels

@@ -50,6 +50,17 @@ def test_moving_the_world_moves_the_frame_with_it(scale):
     assert torch.linalg.det(moved) > 0
 
 
+@pytest.mark.parametrize("masked", [True, False], ids=["masks", "cameras alone"])
+@pytest.mark.parametrize("far", [1e2, 1e4, 9e5])
+def test_a_far_origin_changes_nothing_but_the_place(far, masked):
+    cameras, masks = scene()
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = far * torch.tensor([0.6, 0.0, -0.8], dtype=torch.float64)
+    near = normalise(cameras, masks if masked else None).world_from_scene
+    moved = normalise(cameras.moved(shift), masks if masked else None).world_from_scene
+    torch.testing.assert_close(torch.linalg.inv(shift) @ moved, near, atol=1e-5, rtol=0)
+
+
 def test_wrong_pixels_change_nothing_much():
     cameras, masks = scene()
     clean = object_under(normalise(cameras, masks).world_from_scene)

@@ -45,6 +45,13 @@ def posed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
     return framed(3, transform_matrix=change(synthetic.around(6)[3]).tolist())
 
 
+def moved(by: float) -> Callable[[Path], None]:
+    """The world's origin so far away that every file that holds float32 would hold another object."""
+    poses = synthetic.around(6)
+    poses[:, :3, 3] += by * np.array([0.6, 0, -0.8])
+    return after(*(framed(i, transform_matrix=pose.tolist()) for i, pose in enumerate(poses)))
+
+
 def written(name: str, data: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(data) and None
 
@@ -188,7 +195,9 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pose scaled": (posed(lambda m: m * 1.5), "view_03.png", "a rotation"),
     "pose mirrored": (posed(lambda m: m * [-1, 1, 1, 1]), "view_03.png", "right-handed"),
     "pose transposed": (posed(lambda m: m.T), "view_03.png", "is it transposed"),
-    "pose far away": (posed(lambda m: m + 1e9 * np.eye(4, k=3)), "view_03.png", "use smaller units"),
+    "pose far away": (posed(lambda m: m + 1e9 * np.eye(4, k=3)), "view_03.png", "subtract a common offset"),
+    "world far away": (moved(2.5e4), "cameras.json", "subtract a common offset from the translations"),
+    "world very far away": (moved(9e5), "cameras.json", "subtract a common offset from the translations"),
     "pose 2x2": (posed(lambda m: m[:2, :2]), "view_03.png", "give the camera-to-world matrix"),
     "pose missing": (framed(3, transform_matrix=None), "view_03.png", "give the camera-to-world matrix"),
     "opencv axes": (

@@ -163,7 +163,9 @@ def _pose(matrix: Any, where: str) -> np.ndarray:
         )
     if np.abs(m[:3, 3]).max() > FARTHEST:
         raise InputError(
-            f"the camera is more than {FARTHEST:.0e} units from the origin; use smaller units.", file=where
+            f"the camera is more than {FARTHEST:.0e} units from the origin; subtract a common offset from the "
+            "translations of all transform_matrix, such as the first camera's position.",
+            file=where,
         )
     if np.abs(m).max() > FARTHEST or np.abs(np.linalg.svd(m[:3, :3])[1] - 1).max() > RIGID_TOLERANCE:
         raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from viewmesh.errors import InputError
-from viewmesh.geometry.camera import Cameras, canonical6
+from viewmesh.geometry.camera import Cameras, canonical6, similarity_scale
 from viewmesh.options import ViewRules
 from viewmesh.progress import Progress, check, never, silent
 from viewmesh.views import masks as masking
@@ -24,12 +24,15 @@ from viewmesh.views.images import read_mask, read_photo
 from viewmesh.views.lens import Lens
 from viewmesh.views.limits import Limits
 from viewmesh.views.multiview_masks import Sparse, find_object, multiview_masks
-from viewmesh.views.normalise import normalise
+from viewmesh.views.normalise import LONGEST_SIDE, normalise
 from viewmesh.views.photo import Photo, padded, shrunk, undistorted
 from viewmesh.views.pose import SFM_SIZE, Posed, pose
 from viewmesh.views.viewset import CameraSource, MaskSource, ViewSet
 
 MAX_SIZE = 1024
+# Object sizes from the world's origin. Files hold float32, which rounds a coordinate by up to 2^-24 of it: from here on
+# vertices are more than 0.12 % of the object's size astray, a pixel of the largest views, and small faces fold.
+FARTHEST_SIZES = 2e4
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def load_views(
         mask_source=mask_source,
         warnings=plan.warnings + (() if posed is None else _unposed_warning(posed)),
     )
-    return views if views.cameras is None else _normalised(views, rules, hints)
+    camera_file = "" if plan.camera_file is None else plan.camera_file.name
+    return views if views.cameras is None else _normalised(views, rules, hints, camera_file)
 
 
 def survey(source: Path, rules: ViewRules, *, limits: Limits = Limits()) -> tuple[int, CameraSource | None]:
@@ -252,8 +256,8 @@ def _masked(
     return masking.within_photos(photos, masks)
 
 
-def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:
-    """The views moved from the input's world to the scene frame."""
+def _normalised(views: ViewSet, rules: ViewRules, hints: Hints, camera_file: str) -> ViewSet:
+    """The views moved from the input's world to the scene frame. Raises InputError, also for a world too far away."""
     assert views.cameras is not None
     masks = None if views.mask_source == "none" else views.images[..., 3].float() / 255
     found = normalise(
@@ -267,11 +271,24 @@ def _normalised(views: ViewSet, rules: ViewRules, hints: Hints) -> ViewSet:
         floor=hints.floor,
         points=None if hints.sparse is None else torch.from_numpy(hints.sparse.points),
     )
+    _check_not_far(found.world_from_scene, camera_file)
     moved = views.moved(torch.linalg.inv(found.world_from_scene))
     moved = replace(moved, world_from_scene=found.world_from_scene)
     moved = _without_contradictions(moved, found.disagreeing)
     check_depths(moved)
     return moved
+
+
+def _check_not_far(world_from_scene: Tensor, camera_file: str) -> None:
+    size = LONGEST_SIDE * float(similarity_scale(world_from_scene))
+    sizes = float(world_from_scene[:3, 3].norm()) / size
+    if sizes > FARTHEST_SIZES:
+        raise InputError(
+            f"the object is {sizes:,.0f} times its size away from the world's origin, where float32 loses its shape "
+            f"(at most {FARTHEST_SIZES:,.0f}); subtract a common offset from the translations of all transform_matrix, "
+            "such as the first camera's position.",
+            file=camera_file,
+        )
 
 
 def _without_contradictions(views: ViewSet, disagreeing: tuple[int, ...]) -> ViewSet:

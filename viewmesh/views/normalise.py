@@ -162,7 +162,10 @@ def center_of_view(cameras: Cameras, targets: Tensor) -> Tensor:
     # rays that are (nearly) parallel leave the distance open: the point nearest the world's origin decides
     weak = 1e-6 * len(cameras)
     left = across.sum(0) + weak * torch.eye(3, dtype=torch.float64)
-    return torch.linalg.solve(left, (across @ cameras.centers[..., None])[..., 0].sum(0))
+    center = torch.zeros(3, dtype=torch.float64)
+    for _ in range(2):  # the second time from there, so that a far origin does not pull where the rays do decide
+        center = center + torch.linalg.solve(left, (across @ (cameras.centers - center)[..., None])[..., 0].sum(0))
+    return center
 
 
 def _region(cameras: Cameras, masks: Tensor) -> Tensor:
