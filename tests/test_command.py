@@ -1,5 +1,6 @@
 """The `viewmesh` command from outside: files, exit codes, JSON, Ctrl-C and --resume, on tiny views."""
 
+import inspect
 import json
 import os
 import signal
@@ -21,8 +22,10 @@ from typer.testing import CliRunner
 
 from serve_app.command import app
 from viewmesh import __version__, runtime
+from viewmesh.command_options import wishes
 from viewmesh.errors import EmptyReconstruction, MissingModel
 from viewmesh.nvdiffrec import memory, problem
+from viewmesh.nvdiffrec.repeatable import repeatable
 
 TESTS = Path(__file__).resolve().parent
 SIZE, FOCAL = 64, 96.0
@@ -162,6 +165,16 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="the kernel has no huge pages to give")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_help_promises_what_a_seed_keeps(device: str):
+    told_of = inspect.signature(wishes).parameters["seed"].annotation.__metadata__[0].help
+    with repeatable(torch.device(device)):
+        exact = torch.are_deterministic_algorithms_enabled()
+    promise = {"cpu": "same result on a CPU", "cuda": "same result on a GPU"}[device]
+    assert exact == (promise in told_of)
+    assert "same device" not in told_of
+
+
 def test_large_tensors_come_in_few_page_faults():
     script = """
 import resource, sys

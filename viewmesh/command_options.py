@@ -19,7 +19,7 @@ def wishes(
         bool, typer.Option("--refine", help="Optimise a generative model's mesh against the views.")
     ] = False,
     preset: Annotated[str, typer.Option(help="preview, standard or high.")] = "preview",
-    seed: Annotated[int, typer.Option(help="Same seed, same device: same result.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed: same result on a CPU, about the same on a GPU.")] = 0,
     target_faces: Annotated[int | None, typer.Option(help="Triangles of the result.")] = None,
     texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
     formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz,gaussian_ply.")] = "glb,obj,ply",
