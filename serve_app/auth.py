@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from serve_app.settings import WebhookSecret
+from serve_app.settings import Auth, WebhookSecret
 from viewmesh.errors import OptionError
 
 PREFIX = "vm_"
@@ -93,3 +93,14 @@ def new_key() -> tuple[str, str]:
 
 def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def refuse_to_be_open(auth: Auth, host: str | None) -> None:
+    """Raises OptionError where a service on this address would answer anybody who can reach the machine. host: None
+    where nothing listens."""
+    if auth.keys_file is not None or auth.open or host is None or is_loopback(host):
+        return
+    raise OptionError(
+        f"The service listens on {host} and has no API keys.",
+        hint="Set auth.keys_file (viewmesh config key OWNER), listen on 127.0.0.1, or set auth.open: true.",
+    )

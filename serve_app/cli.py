@@ -3,8 +3,10 @@
 Heavy imports happen inside the commands, so that `--help` is instant.
 """
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,7 +41,9 @@ config = typer.Typer(help="Check serve_config.yaml; make API keys.", no_args_is_
 
 
 def serve(
-    port: Annotated[int | None, typer.Option(help="Where to listen; the config's, 8000, by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Where to listen; the config's, 8000, by default.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="A public address needs API keys; the config's, 127.0.0.1, by default.")
     ] = None,
@@ -53,6 +57,7 @@ def serve(
     """Start the service on this machine, fitted to it, and stay until Ctrl-C."""
     with errors_as_sentences():
         file = write_adapted(config_file or DEFAULT_CONFIG, data, port=port, host=host, fake=fake)
+        refuse_unfit_address(file)
         data, url = file.parent, listening_at(file)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         child = start(file, data, verbose=verbose)
@@ -216,10 +221,62 @@ def listening_at(file: Path) -> str:
     """The URL of the service that a config starts, as seen from this machine."""
     import yaml
 
-    http = yaml.safe_load(file.read_text()).get("http_options") or {}
-    host = http.get("host", "127.0.0.1")
+    host, port = _address(yaml.safe_load(file.read_text()))
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
-    return f"http://{host}:{http.get('port', 8000)}"
+    return f"http://{host}:{port}"
+
+
+def refuse_unfit_address(file: Path) -> None:
+    """Raises OptionError where the service of a config could not listen, or would be open to anybody."""
+    import yaml
+
+    from serve_app.auth import refuse_to_be_open
+    from serve_app.settings import AppArgs
+
+    value = yaml.safe_load(file.read_text())
+    host, port = _address(value)
+    for application in value["applications"]:
+        if application.get("import_path") == "serve_app.app:build":
+            refuse_to_be_open(AppArgs.model_validate(application["args"]).auth, host)
+    _refuse_taken(host, port)
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Serve would say so after many seconds, or another program would answer in its place."""
+    if not 0 <= port <= 65535:
+        raise OptionError(f"There is no port {port}; choose one from 1 to 65535 (http_options.port, --port).")
+    failed = {_failed_bind(*found) for found in _addresses(host, port)}
+    if errno.EADDRINUSE in failed:
+        raise OptionError(f"Port {port} of {host} is taken; choose another with --port.")
+    if errno.EACCES in failed:
+        raise OptionError(f"Port {port} of {host} needs rights; choose one above 1023 with --port.")
+    if None not in failed:
+        raise OptionError(f"{host} is no address of this machine; choose another with --host.")
+
+
+def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    """Those of a name or of an address; none of a name that nobody knows."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+
+
+def _failed_bind(family: int, kind: int, protocol: int, _: str, address: Any) -> int | None:
+    """Why nothing could listen there, as errno; None if something could."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its last service may have ended just now
+            probe.bind(address)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _address(config: dict[str, Any]) -> tuple[str, int]:
+    """Host and port that a config listens on."""
+    http = config.get("http_options") or {}
+    return http.get("host", "127.0.0.1"), http.get("port", 8000)
 
 
 def start(

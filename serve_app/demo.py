@@ -32,6 +32,7 @@ def demo(folder: Path, port: int, *, keep: bool) -> None:
             write_sample(capture, parts=("six",), progress=bar)
     say("2/3  starting the service: Ray Serve on this machine, SQLite, files")
     file = cli.write_adapted(cli.DEFAULT_CONFIG, data, port=port, host="127.0.0.1")
+    cli.refuse_unfit_address(file)
     service = cli.start(file, data)
     url = f"http://127.0.0.1:{port}"
     try:

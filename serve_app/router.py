@@ -10,14 +10,13 @@ from ray import serve
 
 from deployments.artifacts import ArtifactStore
 from serve_app.asgi import Edge
-from serve_app.auth import KeyRing, is_loopback
+from serve_app.auth import KeyRing, refuse_to_be_open
 from serve_app.durable import Workflows
 from serve_app.events import EventHub
 from serve_app.jobs import JobStore
 from serve_app.probes import Probes
 from serve_app.replicas import Replicas
 from serve_app.settings import AppArgs, RouterConfig
-from viewmesh.errors import OptionError
 
 THREADS = 32
 
@@ -88,7 +87,7 @@ class Service:
 class Router:
     async def __init__(self, args: dict[str, Any], conductor: Any) -> None:
         settings = AppArgs(**args)
-        _refuse_to_be_open(settings)
+        refuse_to_be_open(settings.auth, _http_host())
         # Serve's would be five: a few uploads on their way to a slow store must not keep everybody's queries waiting.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "router"))
         sys.setswitchinterval(0.0005)  # queries run in threads: the loop must not wait 5 ms for each of them
@@ -103,18 +102,6 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> Edge:
         return self.service.asgi(echo_request_id=False)  # Serve adds the header itself, behind either of its proxies
-
-
-def _refuse_to_be_open(args: AppArgs) -> None:
-    """Raises OptionError where the service would answer anybody who can reach this machine."""
-    if args.auth.keys_file is not None or args.auth.open:
-        return
-    host = _http_host()
-    if host is not None and not is_loopback(host):
-        raise OptionError(
-            f"The service listens on {host} and has no API keys.",
-            hint="Set auth.keys_file (viewmesh config key OWNER), listen on 127.0.0.1, or set auth.open: true.",
-        )
 
 
 def _http_host() -> str | None:

@@ -1,7 +1,6 @@
 """API keys, quotas, owners apart from each other, and the refusal to be open by accident."""
 
 import hashlib
-import json
 import os
 
 import httpx
@@ -11,9 +10,8 @@ from in_process import views
 from typer.testing import CliRunner
 
 from deployments.fakes import fake_view
-from serve_app import router
 from serve_app.asgi import Edge
-from serve_app.auth import KeyRing, new_key
+from serve_app.auth import KeyRing, new_key, refuse_to_be_open
 from serve_app.cli import config
 from serve_app.router import Service
 from serve_app.settings import AppArgs, RouterConfig
@@ -183,10 +181,10 @@ def test_no_key_is_kept_in_the_clear(tmp_path):
         (None, {}, False),
     ],
 )
-def test_a_public_address_without_keys_is_refused(monkeypatch, host, args, refused):
-    monkeypatch.setattr(router, "_http_host", lambda: host)
+def test_a_public_address_without_keys_is_refused(host, args, refused):
+    auth = AppArgs(**args).auth
     if refused:
         with pytest.raises(OptionError, match="no API keys"):
-            router._refuse_to_be_open(AppArgs(**json.loads(json.dumps(args))))
+            refuse_to_be_open(auth, host)
     else:
-        router._refuse_to_be_open(AppArgs(**args))
+        refuse_to_be_open(auth, host)

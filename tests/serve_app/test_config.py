@@ -1,6 +1,7 @@
 """serve_config.yaml: every key is known, and the shipped file fits any machine."""
 
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from deployments.trellis import Trellis
 from serve_app import cli, config
 from serve_app.app import build
+from serve_app.ingress import free_port
 from serve_app.settings import AppArgs, ConductorConfig
 
 FILE = Path(__file__).parents[2] / "serve_config.yaml"
@@ -110,12 +112,67 @@ def test_a_service_that_ends_by_itself_ends_the_command_with_its_last_words(tmp_
     monkeypatch.setattr(cli, "start", start)
     monkeypatch.setattr(cli, "await_ready", lambda *args: None)
     monkeypatch.setattr(signal, "signal", lambda *args: None)  # the test's own
-    command = typer.Typer()
-    command.command()(cli.serve)
-    result = CliRunner().invoke(command, ["--data", str(tmp_path)])
+    result = serve("--data", tmp_path, "--port", free_port())
     assert result.exit_code != 0
     assert "exit 7" in result.stderr
     assert "no memory left" in result.stderr
+
+
+def serve(*words):
+    command = typer.Typer()
+    command.command()(cli.serve)
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+@pytest.fixture
+def unstarted(monkeypatch):
+    def start(*_, **__):
+        raise AssertionError("started")
+
+    monkeypatch.setattr(cli, "start", start)
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path, unstarted):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            result = serve("--data", tmp_path, "--port", port, "--host", host)
+            assert result.exit_code == 2
+            assert result.stderr == f"viewmesh: Port {port} of {host} is taken; choose another with --port.\n"
+    assert isinstance(serve("--data", tmp_path, "--port", port).exception, AssertionError)  # it is free now
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1"])
+def test_a_port_that_cannot_be_is_refused(tmp_path, unstarted, port):
+    result = serve("--data", tmp_path, "--port", port)
+    assert result.exit_code == 2
+    assert "Invalid value for '--port'" in result.stderr
+
+
+def test_a_configs_port_that_cannot_be_is_refused(shipped, tmp_path, unstarted):
+    shipped["http_options"]["port"] = 99999
+    file = tmp_path / "far.yaml"
+    file.write_text(yaml.safe_dump(shipped))
+    result = serve("--config", file, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "99999" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "said"), [("0.0.0.0", "no API keys"), ("192.0.2.1", "no API keys"), ("127.0.0.1.invalid", "--host")]
+)
+def test_an_address_that_the_service_would_refuse_is_refused_at_once(tmp_path, unstarted, host, said):
+    result = serve("--data", tmp_path, "--port", free_port(), "--host", host)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_public_address_with_keys_may_start(shipped, tmp_path, unstarted):
+    application(shipped)["args"]["auth"]["open"] = True
+    file = tmp_path / "open.yaml"
+    file.write_text(yaml.safe_dump(shipped))
+    result = serve("--config", file, "--data", tmp_path, "--port", free_port(), "--host", "0.0.0.0")
+    assert isinstance(result.exception, AssertionError)
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "count"), [(2, 0, 2), (16, 1, 4), (64, 4, 4), (2, 4, 1)])
