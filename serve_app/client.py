@@ -29,12 +29,14 @@ from serve_app.schemas import (
     ReconstructionList,
     ReconstructionView,
 )
-from viewmesh.errors import ViewmeshError
+from viewmesh.errors import OptionError, ViewmeshError
 from viewmesh.options import Options
 from viewmesh.views.find import Files, find_files
 from viewmesh.views.limits import Limits
 
 RETRIES = 8
+CONNECT_S = 5.0
+PATIENCE_S = 3.0  # with a service that never answered; one that did may restart, and its Routers take turns at that
 
 
 class ServiceError(ViewmeshError):
@@ -57,9 +59,13 @@ class Event:
 
 
 class Client:
+    """Raises OptionError for an URL that is none."""
+
     def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        _check_url(url)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self.url, self.answered = url, False
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=_timeout(timeout_s))
 
     def __enter__(self) -> "Client":
         return self
@@ -83,7 +89,11 @@ class Client:
                 files = [(field, (path.name, open(path, "rb"))) for field, path in parts]  # noqa: SIM115
                 try:
                     return self.http.post(
-                        "/v1/reconstructions", data=fields, files=files, headers={"idempotency-key": key}, timeout=900
+                        "/v1/reconstructions",
+                        data=fields,
+                        files=files,
+                        headers={"idempotency-key": key},
+                        timeout=_timeout(900),
                     )
                 finally:
                     for _, (_, opened) in files:
@@ -118,13 +128,14 @@ class Client:
         return ReconstructionView.model_validate(answer.json())
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
-        """The job's events until it is over. A broken stream is taken up again where it broke."""
-        failures = 0
+        """The job's events until it is over. A broken stream is taken up again where it broke. Raises ServiceError."""
+        failures, began = 0, time.monotonic()
         while True:
             try:
                 headers = {"last-event-id": str(after), "accept": "text/event-stream"}
                 url = f"/v1/reconstructions/{job_id}/events"
-                with self.http.stream("GET", url, headers=headers, timeout=httpx.Timeout(60, read=45)) as answer:
+                with self.http.stream("GET", url, headers=headers, timeout=_timeout(60, read=45)) as answer:
+                    self.answered = True
                     if answer.status_code == 204:
                         return
                     _check(answer)
@@ -137,6 +148,8 @@ class Client:
                 if isinstance(error, ServiceError) and error.status not in (500, 502, 503, 504):
                     raise
                 failures += 1
+                if isinstance(error, httpx.TransportError) and self._given_up(error, failures, began):
+                    raise self._unreachable(f"; job {job_id} goes on when it is back") from error
                 if failures > RETRIES:
                     raise
             time.sleep(min(5.0, 0.3 * 2**failures))
@@ -166,22 +179,48 @@ class Client:
 
     def _ask(self, send: Any) -> httpx.Response:
         """Repeats what can be repeated: a broken connection, and 503 and 429 with their Retry-After."""
+        began = time.monotonic()
         for attempt in range(RETRIES + 1):
             try:
                 answer = send()
             except httpx.TransportError as error:
-                if attempt == RETRIES:
-                    raise ServiceError(
-                        503, {"detail": f"The service cannot be reached: {error}", "hint": "viewmesh serve"}
-                    ) from error
+                if self._given_up(error, attempt + 1, began):
+                    raise self._unreachable() from error
                 time.sleep(min(5.0, 0.3 * 2**attempt))
                 continue
+            self.answered = True
             if answer.status_code in (429, 502, 503, 504) and attempt < RETRIES and _passing(answer):
                 time.sleep(min(30.0, float(answer.headers.get("retry-after", 0.3 * 2**attempt))))
                 continue
             _check(answer)
             return answer
         raise AssertionError("unreachable")
+
+    def _given_up(self, error: httpx.TransportError, failures: int, began: float) -> bool:
+        """Whether trying once more, after so many failures, is not worth waiting for."""
+        if self.answered or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return failures > RETRIES
+        return time.monotonic() - began + 0.3 * 2 ** (failures - 1) > PATIENCE_S
+
+    def _unreachable(self, what_then: str = "") -> ServiceError:
+        if self.answered:
+            return ServiceError(503, {"detail": f"The service at {self.url} no longer answers{what_then}."})
+        hint = "Start one with viewmesh serve, or name another with --url."
+        return ServiceError(503, {"detail": f"No service answers at {self.url}.", "hint": hint})
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return
+    except httpx.InvalidURL:
+        pass
+    raise OptionError(f"--url must begin with http:// or https:// and name a host, not {url!r}.")
+
+
+def _timeout(seconds: float, *, read: float | None = None) -> httpx.Timeout:
+    return httpx.Timeout(seconds, read=read or seconds, connect=min(seconds, CONNECT_S))
 
 
 def files_of(source: Path, scratch: Path) -> list[tuple[str, Path]]:
@@ -227,7 +266,9 @@ def _check(answer: httpx.Response) -> None:
     try:
         body = answer.json()
     except ValueError:
-        body = {"detail": answer.text[:200]}
+        said = answer.text.strip()
+        page = f"{answer.url} answered {answer.status_code} with a page; --url must be that of the service."
+        body = {"detail": page if said.startswith("<") else said[:200]}
     raise ServiceError(answer.status_code, body if isinstance(body, dict) else {})
 
 
