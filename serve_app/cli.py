@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,8 @@ def serve(
         str | None, typer.Option(help="A public address needs API keys; the config's, 127.0.0.1, by default.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where jobs and their files lie; the config's, ./data, by default.")
+        Path | None,
+        typer.Option(help="Where jobs and their files lie; the config's, ./data, by default.", file_okay=False),
     ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="serve_config.yaml")] = None,
     fake: Annotated[float | None, typer.Option(help="Engines that need no model: seconds per job.")] = None,
@@ -78,7 +80,7 @@ def serve(
 @takes_options
 def submit(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)],
     url: Annotated[str, typer.Option(envvar="VIEWMESH_URL", help="The running service.")] = "http://127.0.0.1:8000",
     key: Annotated[str | None, typer.Option(envvar="VIEWMESH_KEY", help="API key.")] = None,
     *,
@@ -94,6 +96,7 @@ def reconstruct_over_http(
     """Submits, follows and downloads; Ctrl-C cancels the job. Raises ServiceError, ViewmeshError."""
     from serve_app.client import Client
 
+    _try_writing(out)
     with Client(url, key=key) as client:
         job = client.submit(source, options)
         typer.echo(f"job {job.id}", err=True)
@@ -117,6 +120,13 @@ def reconstruct_over_http(
         files = client.download(job.id, out)
     typer.echo(f"{files.get('mesh.glb', out)}: {(job.report or {}).get('faces', '?')} faces", err=True)
     return files
+
+
+def _try_writing(folder: Path) -> None:
+    """Raises OSError now for a folder that the files could not be written to when they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def doctor(
@@ -157,6 +167,7 @@ def check(
 
 
 @config.command("key")
+@errors_as_sentences()
 def key(
     owner: Annotated[str, typer.Argument(help="Keys of one owner see the same jobs.")],
     file: Annotated[Path, typer.Option(help="The keys file to add it to.")] = Path("keys.yaml"),

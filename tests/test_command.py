@@ -207,6 +207,27 @@ def test_an_output_that_is_a_file(capture: Path, tmp_path: Path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["reconstruct", "submit", "render", "sample", "serve"])
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/none"])
+def test_an_output_folder_that_cannot_be_is_one_sentence(
+    command: str, folder: str, made: tuple, capture: Path, tmp_path: Path
+):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / folder  # an absolute one stays as it is
+    words = {
+        "reconstruct": [capture, "-o", out], "submit": [capture, "-o", out, "--url", "http://127.0.0.1:1"],
+        "render": [made[0], "--cameras", capture / "cameras.json", "-o", out], "sample": [out],
+        "serve": ["--data", out],
+    }  # fmt: skip
+    result = viewmesh(command, *words[command])
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert any(why in said for why in ("is a file", "Not a directory", "No such file"))
+    assert "No service" not in said  # it was found out before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_bad_input_is_one_sentence_and_a_hint(tmp_path: Path):
     synthetic.write_views(tmp_path / "bad", synthetic.around(4))
     (tmp_path / "bad" / "views" / "view_02.png").write_bytes(b"no picture")

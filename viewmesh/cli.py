@@ -62,6 +62,12 @@ def errors_as_sentences() -> Iterator[None]:
             typer.echo(f"  {error.hint}", err=True)
         code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
         raise typer.Exit(code) from error
+    except OSError as error:
+        if error.strerror is None or isinstance(error, BrokenPipeError):  # `| head`, of which nobody needs to hear
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        typer.echo(f"viewmesh: {where}{error.strerror}.", err=True)
+        raise typer.Exit(1) from error
 
 
 def places_of(given: list[str], model: str) -> dict[str, Path]:
@@ -192,7 +198,7 @@ def reconstruct(
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(help="Where the sample capture goes.")],
+    folder: Annotated[Path, typer.Argument(help="Where the sample capture goes.", file_okay=False)],
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 400,
 ) -> None:
     """Write the sample capture: six canonical RGB-D views, 24 training and 8 test views, masks, ground-truth mesh."""
@@ -206,7 +212,7 @@ def sample(
 def render(
     result: Annotated[Path, typer.Argument(help="A folder that viewmesh reconstruct wrote.", exists=True)],
     cameras: Annotated[Path, typer.Option(help="transforms.json of the cameras to render.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pictures go.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pictures go.", file_okay=False)],
     environment: Annotated[Path | None, typer.Option(help="Another .hdr to light it with.")] = None,
 ) -> None:
     """Render a result from any cameras: RGBA with straight alpha, and 16-bit depth."""
