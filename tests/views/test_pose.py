@@ -63,6 +63,14 @@ def test_too_few_posed_views(monkeypatch, photos, tmp_path):
     assert caught.value.unposed == tuple(f"photo_{i}.jpg" for i in (1, 3, 4, 6, 7))
 
 
+@pytest.mark.parametrize("count", [5, 6, 7])
+def test_the_rig_is_named_where_there_are_as_many_photos_as_it_has_views(monkeypatch, photos, tmp_path, count):
+    child(monkeypatch, "")
+    with pytest.raises(PoseError) as caught:
+        posing.pose(photos[:count], tmp_path, Limits(), silent, never)
+    assert ("--rig canonical6" in caught.value.hint) == (count == 6)
+
+
 def test_half_posed_is_enough_and_the_rest_is_named(monkeypatch, photos, tmp_path):
     child(monkeypatch, model([0, 2, 5, 7]))
     posed = posing.pose(photos, tmp_path, Limits(), silent, never)

@@ -24,6 +24,10 @@ from viewmesh.views.photo import Photo, undistorted
 SFM_SIZE = 1024  # pixels of the long side; more costs minutes and poses no better
 FEWEST = 3
 HINT = "Take 20 to 60 photos all around the object, each overlapping the next, sharp, with some texture in view."
+RIG_HINT = (
+    " If they are the front, right, back, left, top and bottom of the six-view rig, in this order, say so: "
+    "--rig canonical6 (views.rig)."
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def pose(photos: list[Photo], work: Path, limits: Limits, progress: Progress, ca
             f"Structure from motion could pose only {len(posed)} of {len(photos)} views, {enough} are needed; "
             f"it could not pose {_listed(unposed)}: give photos that overlap more, or a cameras.json.",
             unposed=unposed,
-            hint=HINT,
+            hint=HINT + (RIG_HINT if len(photos) == 6 else ""),
         )
     return _posed(photos, best, unposed)
 
