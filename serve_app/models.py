@@ -100,7 +100,7 @@ MODELS: dict[str, Model] = {
             "TRELLIS conditioned on VGGT multi-view features.",
             "its weights are to be treated as non-commercial",
             18 * 2**30,
-            GENERATIVE,
+            tuple(name for name in GENERATIVE if name != "multiimage_mode"),
             _generative,
         ),
     )

@@ -88,9 +88,13 @@ def test_reconstruct_writes_every_file_and_its_report(made: tuple[Path, Result],
 
 
 def test_the_words_of_a_run_that_prints_no_json(tiny: None, capture: Path, tmp_path: Path):
-    result = viewmesh("reconstruct", capture, "-o", tmp_path, "--formats", "stl", "--target-faces", 200)
+    given = ["--formats", "stl", "--target-faces", 200, "--refine", "--steps", 5]
+    result = viewmesh("reconstruct", capture, "-o", tmp_path, *given)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
+    for name in ("refine", "steps"):
+        assert f"note: The option {name} has no effect with nvdiffrec.\n" in result.stderr
+    assert "cfg" not in result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert f"{report['faces']} faces" in result.stderr
     assert report["faces"] <= 200

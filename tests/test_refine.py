@@ -11,6 +11,7 @@ import trimesh
 from known_crops import lost, seeing, sfm_finding
 from tiny_command import shrink, tiny_preset
 
+from serve_app.models import MODELS
 from viewmesh import reconstruct as module
 from viewmesh import refine
 from viewmesh.errors import Cancelled, InputError
@@ -97,6 +98,17 @@ def test_only_cameras_of_the_callers_own_are_worth_an_error(tmp_path, monkeypatc
     synthetic.write_views(tmp_path / "posed", synthetic.around(2), size=(64, 64), f=96.0)
     with pytest.raises(InputError, match="contradict"):
         refine.read_views(tmp_path / "posed", WISHES)
+
+
+@pytest.mark.parametrize("model", ["nvdiffrec", "trellis", "reconviagen"])
+def test_options_that_the_model_knows_nothing_of_are_named(model, tmp_path):
+    synthetic.write_views(tmp_path, synthetic.around(2), size=(64, 64), f=96.0)
+    asked = {"refine": True, "steps": 5, "cfg": 1.0, "multiimage_mode": "multidiffusion"}
+    unknown = asked.keys() - MODELS[model].fields
+    warnings = refine.read_views(tmp_path, Options.model_validate({"model": model, **asked})).warnings
+    assert {name for name in asked if any(f"option {name} " in warning for warning in warnings)} == unknown
+    assert bool(unknown) == (model != "trellis")
+    assert not any("option" in warning for warning in refine.read_views(tmp_path, Options(model=model)).warnings)
 
 
 def test_reconviagen_poses_the_views_itself(tmp_path, monkeypatch):

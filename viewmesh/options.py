@@ -10,6 +10,7 @@ ModelName = Literal["auto", "nvdiffrec", "trellis", "reconviagen"]
 PresetName = Literal["preview", "standard", "high"]
 Format = Literal["glb", "obj", "ply", "stl", "usdz", "gaussian_ply"]
 GAUSSIAN_PLY = "gaussian_ply"
+NO_EFFECT = {"nvdiffrec": ("refine", "steps", "cfg", "multiimage_mode"), "reconviagen": ("multiimage_mode",)}
 UpAxis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 
@@ -70,6 +71,12 @@ class Options(BaseModel):
                 hint="Use the model trellis or reconviagen, or leave the format out.",
             )
         return self.model_copy(update={"model": model})
+
+    def ineffective(self) -> tuple[str, ...]:
+        """A sentence for each option that was asked for and that the model knows nothing of."""
+        fields = type(self).model_fields
+        asked = [name for name in NO_EFFECT.get(self.model, ()) if getattr(self, name) != fields[name].default]
+        return tuple(f"The option {name} has no effect with {self.model}." for name in asked)
 
     @property
     def view_rules(self) -> ViewRules:

@@ -55,8 +55,16 @@ class Refined:
 
 
 def read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
-    """The views as options.model needs them. A generative model can do without the cameras that refining would like:
-    for it, failing to find them is a warning. ReconViaGen finds cameras itself where no file or rig gives them."""
+    """The views as options.model needs them, with a warning of each option that it knows nothing of.
+
+    A generative model can do without the cameras that refining would like: for it, failing to find them is a warning.
+    ReconViaGen finds cameras itself where no file or rig gives them.
+    """
+    views = _read_views(source, options, **asked)
+    return replace(views, warnings=(*options.ineffective(), *views.warnings))
+
+
+def _read_views(source: Path, options: Options, **asked: Any) -> ViewSet:
     rules = options.view_rules
     if options.model in ("auto", "nvdiffrec") or not options.refine:
         return load_views(source, rules, **asked)
@@ -101,7 +109,7 @@ def posed_by_sfm(source: Path, options: Options, **asked: Any) -> ViewSet:
     """
     rules = options.views.model_copy(update={"cameras": "sfm", "rig": None})
     views = load_views(source, rules, **asked)
-    return replace(views, warnings=(*views.warnings, SFM_INSTEAD))
+    return replace(views, warnings=(*options.ineffective(), *views.warnings, SFM_INSTEAD))
 
 
 def unposed_because(error: InputError) -> str:
