@@ -1,16 +1,19 @@
-"""The commands around the service: `serve`, `submit`, `doctor`, `config check`, `config key`; `viewmesh` wires them in.
+"""The commands around the service: serve, submit, fetch, doctor, config check, config key; `viewmesh` wires them in.
 
 Heavy imports happen inside the commands, so that `--help` is instant.
 """
 
 import errno
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +24,16 @@ from viewmesh import cli as library
 from viewmesh import runtime
 from viewmesh.cli import Bar, errors_as_sentences
 from viewmesh.command_options import takes_options
-from viewmesh.errors import OptionError, ViewmeshError
+from viewmesh.errors import Cancelled, OptionError, ViewmeshError
 
 if TYPE_CHECKING:
+    from serve_app.client import Client
     from viewmesh.options import Options
 
 # In a checkout a link to the one at the top, which a wheel holds as a file.
 DEFAULT_CONFIG = (Path(__file__).parent / "serve_config.yaml").resolve()
+LOCAL = "http://127.0.0.1:8000"
+LOOK_S = 0.5  # how often a queued job's place is asked for
 OBJECT_STORE_BYTES = 512 * 2**20  # jobs pass references, not arrays; Ray's default is a third of the memory
 
 RUN = """
@@ -76,50 +82,110 @@ def serve(
             stop(child)
 
 
+Url = Annotated[str, typer.Option("--url", envvar="VIEWMESH_URL", help="The running service.")]
+ApiKey = Annotated[str | None, typer.Option("--key", envvar="VIEWMESH_KEY", help="API key.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)]
+
+
 @errors_as_sentences()
 @takes_options
 def submit(
     source: Annotated[Path, typer.Argument(help="A folder or zip of views.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mesh and its report go.", file_okay=False)],
-    url: Annotated[str, typer.Option(envvar="VIEWMESH_URL", help="The running service.")] = "http://127.0.0.1:8000",
-    key: Annotated[str | None, typer.Option(envvar="VIEWMESH_KEY", help="API key.")] = None,
+    out: Out,
+    url: Url = LOCAL,
+    key: ApiKey = None,
     *,
     options: "Options",
 ) -> None:
-    """Send a view set to a running service, show its progress, fetch the result."""
+    """Send a view set to a running service, show its progress, fetch the result. Ctrl-C cancels the job."""
     reconstruct_over_http(url, source, out, options, key=key)
+
+
+@errors_as_sentences()
+def fetch(
+    job: Annotated[str, typer.Argument(help="The job's id, as submit printed it.")],
+    out: Out,
+    url: Url = LOCAL,
+    key: ApiKey = None,
+) -> None:
+    """Wait for a job of a running service, show its progress, fetch the result. Ctrl-C leaves the job alone."""
+    from serve_app.client import Client
+
+    _try_writing(out)
+    with Client(url, key=key) as client, _found_again(client, job, out):
+        try:
+            follow(client, job)
+        except KeyboardInterrupt:
+            raise Cancelled(f"Job {job} goes on.", hint=_fetching(client, job, out)) from None
+        receive(client, job, out)
 
 
 def reconstruct_over_http(
     url: str, source: Path, out: Path, options: Any, *, key: str | None = None
 ) -> dict[str, Path]:
-    """Submits, follows and downloads; Ctrl-C cancels the job. Raises ServiceError, ViewmeshError."""
+    """Submits, follows and downloads; Ctrl-C cancels the job. Raises ServiceError, ViewmeshError, OSError."""
     from serve_app.client import Client
 
     _try_writing(out)
     with Client(url, key=key) as client:
         job = client.submit(source, options)
         typer.echo(f"job {job.id}", err=True)
-        try:
-            with Bar() as bar:
-                for event in client.events(job.id):
-                    if event.type == "progress":
-                        known = ("stage", "step", "steps", "percent", "eta_s")
-                        metrics = {name: value for name, value in event.data.items() if name not in known}
-                        bar(event.data["stage"], event.data["step"], event.data["steps"], **metrics)
-        except KeyboardInterrupt:
-            client.cancel(job.id)
-            raise
-        job = client.get(job.id)
-        if job.error is not None:
-            error = ViewmeshError(job.error.message, hint=job.error.hint)
-            error.code = job.error.code
-            raise error
-        if job.state != "succeeded":
-            raise ViewmeshError(f"The job was {job.state}.")
-        files = client.download(job.id, out)
-    typer.echo(f"{files.get('mesh.glb', out)}: {(job.report or {}).get('faces', '?')} faces", err=True)
+        with _found_again(client, job.id, out):
+            try:
+                follow(client, job.id)
+            except KeyboardInterrupt:
+                client.cancel(job.id)
+                raise Cancelled(f"Job {job.id} cancelled.") from None
+            return receive(client, job.id, out)
+
+
+def follow(client: "Client", job_id: str) -> None:
+    """Shows a job's place in the queue, then its progress, until it is over."""
+    place = None
+    while (job := client.get(job_id)).state == "queued":
+        if job.queue_position != place:
+            place = job.queue_position
+            typer.echo(f"queued, {place} before it" if place else "queued, the next", err=True)
+        time.sleep(LOOK_S)
+    with Bar() as bar:
+        for event in client.events(job_id):
+            if event.type == "progress":
+                known = ("stage", "step", "steps", "percent", "eta_s")
+                metrics = {name: value for name, value in event.data.items() if name not in known}
+                bar(event.data["stage"], event.data["step"], event.data["steps"], **metrics)
+
+
+def receive(client: "Client", job_id: str, out: Path) -> dict[str, Path]:
+    """The files of a job that is over, and what there is to say of them. Raises ViewmeshError if it has none."""
+    job = client.get(job_id)
+    if job.error is not None:
+        error = ViewmeshError(job.error.message, hint=job.error.hint)
+        error.code = job.error.code
+        raise error
+    if job.state != "succeeded":
+        raise ViewmeshError(f"The job was {job.state}.")
+    files, report = client.download(job_id, out), job.report or {}
+    library.tell_notes(report)
+    typer.echo(f"{files.get('mesh.glb', out)}: {report.get('faces', '?')} faces", err=True)
     return files
+
+
+@contextmanager
+def _found_again(client: "Client", job_id: str, out: Path) -> Iterator[None]:
+    """Where the service goes away, or its files are damaged on the way: how to get at the job's result."""
+    from serve_app.client import ServiceError
+
+    try:
+        yield
+    except ServiceError as error:
+        if error.status >= 500:
+            error.hint = _fetching(client, job_id, out)
+        raise
+
+
+def _fetching(client: "Client", job_id: str, out: Path) -> str:
+    command = shlex.join(["viewmesh", "fetch", job_id, "-o", str(out), "--url", client.url])
+    return f"{command} waits for its end and fetches the result."
 
 
 def _try_writing(folder: Path) -> None:

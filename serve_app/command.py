@@ -10,6 +10,7 @@ app.registered_commands = [c for c in app.registered_commands if c.callback is n
 app.command()(service.doctor)  # the library's, and that of a cluster
 app.command()(service.serve)
 app.command()(service.submit)
+app.command()(service.fetch)
 app.add_typer(service.config, name="config")
 app.add_typer(weights, name="weights")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -191,9 +191,13 @@ def reconstruct(
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
+    tell_notes(report)
+    typer.echo(f"{files.get('mesh.glb', out)}: {report['faces']} faces", err=True)
+
+
+def tell_notes(report: dict[str, Any]) -> None:
     for warning in report.get("warnings", []):
         typer.echo(f"note: {warning}", err=True)
-    typer.echo(f"{files.get('mesh.glb', out)}: {report['faces']} faces", err=True)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`viewmesh submit` against services that are away, elsewhere, slow or gone in the middle."""
+"""`viewmesh submit` and `fetch` against services that are away, elsewhere, busy or gone in the middle."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.fakes import tiny_png
-from serve_app import client
+from serve_app import cli, client
 from serve_app.command import app
 from serve_app.ingress import free_port
 
@@ -167,3 +167,59 @@ def test_a_page_of_something_else_is_not_printed(views: Path, tmp_path: Path, se
     assert result.exit_code == 1
     assert "answered 501" in result.stderr
     assert "<" not in result.stderr
+
+
+# what it shows
+
+
+@pytest.fixture(params=["submit", "fetch"])
+def command(request: pytest.FixtureRequest, views: Path, tmp_path: Path, service: Service) -> list[object]:
+    """Both end alike, whoever sent the job."""
+    given = {"submit": views, "fetch": JOB}[request.param]
+    return [request.param, given, "-o", tmp_path / "out", "--url", service.url]
+
+
+def test_the_place_in_the_queue_is_told_when_it_changes(
+    command: list[object], service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli, "LOOK_S", 0.01)
+    service.looks = [{"state": "queued", "queue_position": place} for place in (2, 2, 1, 1, 0)]
+    result = viewmesh(*command)
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("queued")]
+    assert told == ["queued, 2 before it", "queued, 1 before it", "queued, the next"]
+
+
+def test_progress_notes_and_files(command: list[object], service: Service, tmp_path: Path):
+    step = {"stage": "optimise", "step": 3, "steps": 40, "percent": 9.0, "eta_s": 2.0, "loss": 0.5}
+    service.events = [("progress", step), ("done", {"state": "succeeded"})]
+    service.end["report"] = {"faces": 4, "warnings": ["One view is dark.", "Another, too."]}
+    result = viewmesh(*command)
+    assert result.exit_code == 0, result.output
+    *shown, first, second, last = result.stderr.splitlines()
+    assert "optimise 3/40 loss 0.5" in shown
+    assert (first, second) == ("note: One view is dark.", "note: Another, too.")
+    assert last == f"{tmp_path / 'out' / 'mesh.glb'}: 4 faces"
+    assert (tmp_path / "out" / "mesh.glb").read_bytes() == MESH
+
+
+def test_ctrl_c_cancels_what_submit_sent_and_leaves_alone_what_fetch_waits_for(
+    command: list[object], service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.Client, "events", interrupted)
+    result = viewmesh(*command)
+    assert result.exit_code == 130
+    cancelled = ("POST", f"/v1/reconstructions/{JOB}/cancel") in service.asked
+    assert cancelled == (command[0] == "submit")
+    assert f"Job {JOB} {'cancelled' if cancelled else 'goes on'}." in result.stderr
+
+
+def test_what_failed_says_why(command: list[object], service: Service, tmp_path: Path):
+    service.end = {"state": "failed", "error": {"code": "invalid_input", "message": "Too dark.", "hint": "Light."}}
+    result = viewmesh(*command)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("viewmesh: Too dark.\n  Light.\n")
+    assert not list((tmp_path / "out").iterdir())
