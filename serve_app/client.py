@@ -29,7 +29,7 @@ from serve_app.schemas import (
     ReconstructionList,
     ReconstructionView,
 )
-from viewmesh.errors import OptionError, ViewmeshError
+from viewmesh.errors import InputError, OptionError, ViewmeshError
 from viewmesh.options import Options
 from viewmesh.views.find import Files, find_files
 from viewmesh.views.limits import Limits
@@ -227,6 +227,8 @@ def files_of(source: Path, scratch: Path) -> list[tuple[str, Path]]:
     """(field, file) of a view set in a folder, or the zip itself. With a camera file, which may name its pictures
     anywhere below the folder, or with very many views it is a zip written into scratch. Raises InputError."""
     if source.is_file():
+        if not zipfile.is_zipfile(source):
+            raise InputError("this is no zip; give a folder of pictures or a zip.", file=source.name)
         return [("archive", source)]
     files = find_files(source)
     if files.camera_file is not None or len(files.views) > Limits().views:

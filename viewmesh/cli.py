@@ -1,6 +1,7 @@
 """The commands that need no service: reconstruct, render, sample, doctor. Heavy imports happen inside the commands."""
 
 import json
+import shlex
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from viewmesh import __version__
 from viewmesh.command_options import takes_options
 from viewmesh.errors import (
     Cancelled,
@@ -126,7 +128,7 @@ class Bar:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._stage, self._task = "", TaskID(0)
         self._printed = 0.0
 
     def __enter__(self) -> "Bar":
@@ -137,15 +139,38 @@ class Bar:
         self._bars.stop()
 
     def __call__(self, stage: str, step: int, steps: int, **metrics: float) -> None:
-        new = stage not in self._tasks
+        new = stage != self._stage
         shown = " ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "psnr") if name in metrics)
         if new:
-            self._tasks[stage] = self._bars.add_task(stage, total=steps, metrics="")
+            self._end_stage()
+            self._stage, self._task = stage, self._bars.add_task(stage, total=steps, metrics="")
         if self._console.is_terminal:
-            self._bars.update(self._tasks[stage], completed=step, total=steps, metrics=shown)
+            self._bars.update(self._task, completed=step, total=steps, metrics=shown)
         elif new or time.monotonic() - self._printed > LINE_EVERY_S:
             typer.echo(f"{stage} {step}/{steps} {shown}".rstrip(), err=True)
             self._printed = time.monotonic()
+
+    def _end_stage(self) -> None:
+        """Its bar is full and its clock stands, wherever its steps ended: some stages count those of others, too."""
+        for task in self._bars.tasks:
+            if not task.finished:
+                self._bars.update(task.id, total=task.completed)
+                self._bars.stop_task(task.id)
+
+
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"viewmesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def viewmesh(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Photos of an object in, a textured PBR mesh out."""
 
 
 @app.command()
@@ -168,9 +193,12 @@ def reconstruct(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
 ) -> None:
     """Reconstruct a textured mesh from a folder or zip of views."""
+    from viewmesh.reconstruct import lost_by_starting
     from viewmesh.reconstruct import reconstruct as run
 
     places = places_of(weights or [], options.model)
+    if not resume and (lost := lost_by_starting(source, out, options)):
+        typer.echo(f"note: {lost}", err=True)
     with interruptible() as stop:
         try:
             with Bar() as bar:
@@ -210,6 +238,8 @@ def sample(
 
     with errors_as_sentences(), Bar() as bar:
         write_sample(folder, size=size, progress=bar)
+    following = shlex.join(["viewmesh", "reconstruct", str(folder / "six"), "-o", "robot"])
+    typer.echo(f"wrote {folder}; next: {following}", err=True)
 
 
 @app.command()

@@ -24,7 +24,7 @@ def wishes(
     texture_size: Annotated[int | None, typer.Option(help="Side of the texture, a power of two.")] = None,
     formats: Annotated[str, typer.Option(help="Any of glb,obj,ply,stl,usdz,gaussian_ply.")] = "glb,obj,ply",
     rig: Annotated[str | None, typer.Option(help="canonical6: front, right, back, left, top, bottom.")] = None,
-    cameras: Annotated[str, typer.Option(help="auto, file, canonical6 or sfm.")] = "auto",
+    cameras: Annotated[str, typer.Option(help="auto, file, canonical6, sfm or none.")] = "auto",
     mask: Annotated[str, typer.Option(help="auto, masks, alpha, rembg, grabcut or none.")] = "auto",
     up: Annotated[str, typer.Option(help="auto or the input's up axis: +y, +z, ...")] = "auto",
     depth_unit_scale: Annotated[
@@ -38,7 +38,8 @@ def wishes(
     return {
         "model": model, "refine": refine, "preset": preset, "seed": seed,
         "target_faces": target_faces, "texture_size": texture_size,
-        "formats": tuple(formats.split(",")), "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
+        "formats": tuple(name.strip() for name in formats.split(",")),
+        "steps": steps, "cfg": cfg, "multiimage_mode": multiimage_mode,
         "views": {"rig": rig, "cameras": cameras, "mask": mask, "up": up, "depth_unit_scale": depth_unit_scale},
     }  # fmt: skip
 
@@ -52,9 +53,16 @@ def options_of(given: dict[str, Any], command: str) -> "Options":
     try:
         return Options.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"{name}: {first['msg']}.", hint=f"See viewmesh {command} --help.") from error
+        raise OptionError(_sentence(error.errors()[0]), hint=f"See viewmesh {command} --help.") from error
+
+
+def _sentence(error: Any) -> str:
+    """Pydantic's, of the option as it is typed; what else the location holds is where it lies in Options."""
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    option, said = f"--{names[-1].replace('_', '-')}", error["msg"].removeprefix("Value error, ")
+    if said.startswith("Input should "):
+        return f"{option} must {said.removeprefix('Input should ')}, not {error['input']!r}."
+    return f"{option} {said.removeprefix(f'{names[-1]} ')}."
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

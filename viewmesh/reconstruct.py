@@ -32,14 +32,19 @@ from viewmesh.views.viewset import ViewSet
 from viewmesh.weights.ready import DOWNLOADED, GENERATIVE, Places, licence_notes, readiness, revision, vram_bytes
 
 CHECKPOINT_EVERY_S = 20.0
+RESUME = ".resume"  # the folder beside the files of a run
 SLICE_S = 2.0  # how long the fit runs before it looks whether somebody wants it to stop
 
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage, in the order the stages ran."""
+    """Seconds per stage, in the order the stages ran; kept in a file, from which those of a stopped run go on."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    file: Path
+    seconds: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     @contextmanager
     def stage(self, name: str):
@@ -48,6 +53,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            _whole(self.file, lambda file: file.write_text(json.dumps(self.seconds)))
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,15 @@ class Checkpoint:
         return self.folder / "choice.json"
 
     @property
+    def seconds(self) -> Path:
+        return self.folder / "seconds.json"
+
+    @property
     def options(self) -> Path:
         return self.folder / "options.json"
 
     def open(self, source: Path, options: Options, *, resume: bool) -> None:
         """Makes the folder, or checks that what lies there was made from the same input with the same options."""
-        asked = {"source": str(source.resolve()), "options": options.model_dump(mode="json")}
         if resume:
             if not self.options.exists():
                 raise InputError(
@@ -92,7 +101,7 @@ class Checkpoint:
                     file=str(self.folder.parent),
                     hint="Name the folder of a stopped run, or start again without --resume.",
                 )
-            if self.options.read_text() != json.dumps(asked):
+            if not self.is_of(source, options):
                 raise InputError(
                     "The stopped run had another input or other options.",
                     file=str(self.folder.parent),
@@ -101,11 +110,30 @@ class Checkpoint:
             return
         self.clear()
         self.folder.mkdir(parents=True)
-        self.options.write_text(json.dumps(asked))
+        self.options.write_text(_asked(source, options))
+
+    def is_of(self, source: Path, options: Options) -> bool:
+        """Whether what lies there was made from this input with these options."""
+        return self.options.read_text() == _asked(source, options)
 
     def clear(self) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def _asked(source: Path, options: Options) -> str:
+    return json.dumps({"source": str(source.resolve()), "options": options.model_dump(mode="json")})
+
+
+def lost_by_starting(source: Path, folder: Path, options: Options) -> str:
+    """What of a stopped run is lost when another one starts in its folder, in a sentence; "" if nothing is."""
+    checkpoint = Checkpoint(folder / RESUME)
+    if not checkpoint.options.exists():
+        return ""
+    if not checkpoint.is_of(source, options):
+        return f"{folder}: what a stopped run of another input or other options left there is removed."
+    step = fit.steps_saved(checkpoint.fit)
+    return f"{folder}: the stopped run starts anew; --resume would have gone on{f' at step {step}' if step else ''}."
 
 
 def reconstruct(
@@ -125,10 +153,10 @@ def reconstruct(
     Cancelled leaves a checkpoint in `folder`/.resume that the same call with resume=True goes on from.
     """
     device = best_device() if device is None else usable_device(device)
-    watch = Stopwatch()
-    checkpoint = Checkpoint(folder / ".resume")
+    checkpoint = Checkpoint(folder / RESUME)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.open(source, options, resume=resume)
+    watch = Stopwatch(checkpoint.seconds)
     asked = {"progress": progress, "cancelled": cancelled}
     with watch.stage("prepare"):
         views, choice = prepare(source, options, checkpoint, device=device, weights=weights, **asked)

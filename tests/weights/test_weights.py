@@ -122,6 +122,12 @@ def test_verify_finds_a_changed_byte_and_a_short_file():
     assert [c.verdict for c in verify(SMALL)][1] == "missing"
 
 
+def test_verifying_where_nothing_is_says_so():
+    result = CliRunner().invoke(cli.app, ["verify"])
+    assert result.exit_code == 0
+    assert result.stdout == f"No weights are in {weights_root()}; viewmesh weights download trellis gets some.\n"
+
+
 def test_a_folder_copied_by_hand_works_and_says_that_only_sizes_were_compared():
     for path, content in CONTENT.items():
         target = weights_root() / "small" / path

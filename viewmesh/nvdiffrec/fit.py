@@ -308,7 +308,7 @@ def save(state: State, path: Path) -> str:
     header = {
         "format": FORMAT, "contents": contents, "seed": state.seed, "phase": state.phase, "step": state.step,
         "count": state.moments.count, "preset": asdict(state.problem.preset), "views": state.problem.fingerprint,
-        "notes": state.notes,
+        "notes": state.notes, "steps_done": state.steps_done,
     }  # fmt: skip
     temporary = path.with_name(path.name + ".part")
     try:
@@ -317,6 +317,15 @@ def save(state: State, path: Path) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return sha256
+
+
+def steps_saved(path: Path) -> int | None:
+    """How many steps a saved fit has made; None where there is none that says so."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["viewmesh"])["steps_done"]
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
+        return None
 
 
 def load(path: Path, views: ViewSet, *, device: torch.device | str = "cpu") -> State:

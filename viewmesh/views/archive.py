@@ -37,6 +37,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
             "accepted; send fewer or smaller images.",
             file=archive.name,
         )
+    if archive.suffix.lower() != ".zip" and not zipfile.is_zipfile(archive):
+        raise InputError("this is no zip; give a folder of pictures or a zip.", file=archive.name)
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = _checked_entries(opened, archive.name, limits)

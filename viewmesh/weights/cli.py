@@ -6,7 +6,7 @@ from rich.console import Console
 from viewmesh.errors import ViewmeshError
 from viewmesh.weights.download import download as download_set
 from viewmesh.weights.manifest import WEIGHT_SETS, WeightSet, sets_for
-from viewmesh.weights.store import list_weights, local_folder
+from viewmesh.weights.store import list_weights, local_folder, weights_root
 from viewmesh.weights.store import verify as verify_set
 
 app = typer.Typer(no_args_is_help=True, help="What the generative models need on disk.")
@@ -60,6 +60,10 @@ def download(names: list[str] = typer.Argument(help="Models (trellis, reconviage
 def verify(names: list[str] = typer.Argument(None, help="Default: every set of which something is there.")) -> None:
     """Read every file and compare its sha256 with the one that was locked at download."""
     chosen = _chosen(names) if names else [p.weights for p in list_weights() if p.bytes_present]
+    if not chosen:
+        console.print(
+            f"No weights are in {weights_root()}; viewmesh weights download trellis gets some.", soft_wrap=True
+        )
     failed = 0
     for weights in chosen:
         for check in verify_set(weights):
