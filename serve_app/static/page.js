@@ -361,20 +361,32 @@ function fill(row, job) {
 
 // --- the start -------------------------------------------------------------------------------------------------------
 
+let asking = null;
+const starting = (model) => !model.ready && model.reason.includes("is starting"); // jobs wait for it
+
 async function listModels() {
-  const found = await call("GET", "/v1/models").catch(() => ({ models: [] }));
-  models = found.models;
-  const made = models.map((model) => new Option(model.name + (model.ready ? "" : " (not installed)"), model.name));
-  made.forEach((option, i) => (option.disabled = !models[i].ready));
-  $("model").replaceChildren(new Option("auto", "auto"), ...made);
-  describe();
+  clearTimeout(asking);
+  const found = await call("GET", "/v1/models").catch(() => null);
+  if (found && JSON.stringify(found.models) !== JSON.stringify(models)) {
+    models = found.models;
+    const chosen = $("model").value;
+    const made = models.map((model) => element("option", {
+      value: model.name, disabled: !model.ready && !starting(model), title: model.reason,
+      textContent: model.name + (model.ready ? "" : starting(model) ? " (starting)" : " (not ready)"),
+    }));
+    $("model").replaceChildren(new Option("auto", "auto"), ...made);
+    $("model").value = chosen;
+    describe();
+  }
+  if (!found || models.some((model) => !model.ready)) asking = setTimeout(listModels, models.some(starting) ? BUSY_MS : IDLE_MS);
 }
 
 function describe() {
   const model = models.find((one) => one.name === $("model").value);
-  const missing = models.filter((one) => !one.ready).map((one) => one.name + ": " + one.hint);
-  $("model-note").textContent = model ? model.description + " Licence: " + model.licence + "."
-    : "auto goes by what is given and installed." + (missing.length ? " Not installed: " + missing.join("; ") + "." : "");
+  const why = (one) => one.name + ": " + [one.reason, one.hint].filter(Boolean).join(" ");
+  const waiting = models.filter((one) => !one.ready && (!model || one === model)).map(why);
+  const what = model ? model.description + " Licence: " + model.licence + "." : "auto goes by what is given and installed.";
+  $("model-note").textContent = [what, ...waiting].join(" ");
 }
 
 for (const box of document.querySelectorAll(".formats")) {

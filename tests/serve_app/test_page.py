@@ -13,6 +13,8 @@ import uvicorn
 from in_process import Running
 
 from deployments.fakes import fake_view, tiny_png
+from serve_app.replicas import Seen
+from viewmesh.weights.ready import Readiness
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is missing: pip install 'viewmesh[dev]'")
 NAMES = ("chromium", "google-chrome")
@@ -206,6 +208,29 @@ async def test_what_is_wrong_is_a_sentence(site: Site, tmp_path):
     said = await page.inner_text("#job-error")
     assert said == "archive.zip: is not a zip file Send a zip, or the files one by one."
     assert await page.inner_text("#form-error") == ""
+
+
+async def test_a_model_that_is_starting_can_be_chosen_and_is_asked_after(site: Site, running: Running, monkeypatch):
+    state = Seen("UPDATING", 0).readiness()
+
+    async def readiness(_) -> Readiness:
+        return state
+
+    monkeypatch.setattr(running.service.replicas, "readiness", readiness)
+    page = await site.open()
+    await until(page, "document.querySelectorAll('#model option').length === 4")
+    options = {await one.get_attribute("value"): one for one in await page.locator("#model option").all()}
+    assert await options["nvdiffrec"].inner_text() == "nvdiffrec (starting)"
+    assert await options["nvdiffrec"].is_enabled()
+    assert await options["trellis"].is_disabled()
+    note = await page.inner_text("#model-note")
+    assert state.reason in note
+    assert "trellis: The weights of trellis are not installed. viewmesh weights download trellis" in note
+    await page.select_option("#model", "nvdiffrec")
+    assert state.reason in await page.inner_text("#model-note")
+    state = Readiness(True)
+    await until(page, "document.querySelector('#model').selectedOptions[0].textContent === 'nvdiffrec'")
+    assert "starting" not in await page.inner_text("#model-note")
 
 
 async def test_by_keyboard(site: Site, tmp_path):
