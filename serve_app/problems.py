@@ -13,6 +13,7 @@ from serve_app.outbound import Refused
 from viewmesh.errors import InputError, MissingModel, OptionError
 
 MEDIA_TYPE = "application/problem+json"
+NO_OBJECT = "Send a JSON object, with the header content-type: application/json."
 
 TITLES = {
     400: "Bad request",
@@ -124,7 +125,8 @@ def of_validation(errors: list[dict[str, Any]]) -> ProblemError:
     """The answer to pydantic's errors: one sentence for the first, and where each one is."""
     found = [{"pointer": pointer(item["loc"]), "detail": item["msg"]} for item in errors[:20]]
     first = found[0] if found else {"pointer": "", "detail": "invalid"}
-    return ProblemError(422, "invalid_option", f"{first['pointer'] or '/'}: {first['detail']}", errors=found)
+    hint = NO_OBJECT if first["pointer"] == "/body" else ""
+    return ProblemError(422, "invalid_option", f"{first['pointer'] or '/'}: {first['detail']}", hint=hint, errors=found)
 
 
 def pointer(location: tuple[Any, ...]) -> str:

@@ -218,6 +218,17 @@ async def test_an_export_is_refused_where_a_reconstruction_is(running: Running, 
         assert (answer.status_code, answer.json().get("code")) == (status, code), body
 
 
+@pytest.mark.parametrize(
+    "sent", [{"content": b'{"formats": ["ply"]}'}, {"data": {"formats": "ply"}}, {"json": "ply"}, {}]
+)
+async def test_an_export_whose_body_is_no_object_is_told_what_to_send(running: Running, sent):
+    url = f"/v1/reconstructions/{(await running.submit()).json()['id']}/exports"
+    answer = await running.http.post(url, **sent)
+    assert answer.status_code == 422
+    assert "content-type: application/json" in answer.json()["hint"]
+    assert not (await running.http.post(url, json={"formats": ["none"]})).json()["hint"]
+
+
 async def test_deleting_a_reconstruction_stops_its_exports(running: Running, monkeypatch):
     job = (await running.submit()).json()
     export = NewJob(new_id(), "anonymous", "export", "nvdiffrec", {}, {}, "h", parent=job["id"])
