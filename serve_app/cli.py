@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +110,7 @@ def fetch(
     """Wait for a job of a running service, show its progress, fetch the result. Ctrl-C leaves the job alone."""
     from serve_app.client import Client
 
-    _try_writing(out)
+    _made_writable(out)
     with Client(url, key=key) as client, _found_again(client, job, out):
         try:
             follow(client, job)
@@ -126,7 +125,7 @@ def reconstruct_over_http(
     """Submits, follows and downloads; Ctrl-C cancels the job. Raises ServiceError, ViewmeshError, OSError."""
     from serve_app.client import Client
 
-    _try_writing(out)
+    _made_writable(out)
     with Client(url, key=key) as client:
         job = client.submit(source, options)
         typer.echo(f"job {job.id}", err=True)
@@ -188,11 +187,11 @@ def _fetching(client: "Client", job_id: str, out: Path) -> str:
     return f"{command} waits for its end and fetches the result."
 
 
-def _try_writing(folder: Path) -> None:
+def _made_writable(folder: Path) -> None:
     """Raises OSError now for a folder that the files could not be written to when they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def doctor(
