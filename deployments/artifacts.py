@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from deployments import scratch
 from viewmesh.errors import OptionError, ViewmeshError
 
+T = TypeVar("T")
 CHUNK = 1 << 20
 REMOTE_CHUNK = 4 << 20  # one request each
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
@@ -165,11 +166,7 @@ class ArtifactStore:
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those that are not there. An object store is asked for many at once."""
-        if not self.object_store:
-            return [key for key in keys if not self.exists(key)]
-        with ThreadPoolExecutor(AT_ONCE, "look") as threads:
-            there = list(threads.map(self.exists, keys))
-        return [key for key, found in zip(keys, there, strict=True) if not found]
+        return [key for key, there in zip(keys, self._each(self.exists, keys), strict=True) if not there]
 
     def read(self, key: str, start: int = 0, end: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
         """The bytes [start, end) of a file, in chunks."""
@@ -200,18 +197,15 @@ class ArtifactStore:
     def remove_files(self, keys: Sequence[str]) -> None:
         """Removes single files; that one is not there is no error. An object store is asked for many at once. Raises
         StoreError where some could not be removed, after the others."""
-        refused: list[StoreError] = []
 
-        def one(key: str) -> None:
+        def refusal(key: str) -> StoreError | None:
             try:
-                self._remove_file(key)
+                return self._remove_file(key)
             except StoreError as error:
-                refused.append(error)
+                return error
 
-        with ThreadPoolExecutor(AT_ONCE if self.object_store else 1, "remove") as threads:
-            list(threads.map(one, keys))
-        if refused:
-            raise refused[0]
+        for error in filter(None, self._each(refusal, keys)):
+            raise error
 
     def _remove_file(self, key: str) -> None:
         if self.object_store:  # one request instead of two: it is no folder
@@ -219,6 +213,13 @@ class ArtifactStore:
                 self.fs.rm_file(self.path(key))
         else:
             self.remove(key)
+
+    def _each(self, work: Callable[[str], T], keys: Sequence[str]) -> list[T]:
+        """work(key) of each, in their order; of an object store, whose answers take their time, many at once."""
+        if not self.object_store:
+            return [work(key) for key in keys]
+        with ThreadPoolExecutor(AT_ONCE, "store") as threads:
+            return list(threads.map(work, keys))
 
     def older_than(self, folder: str, seconds: float) -> list[str]:
         """The keys directly below a folder that have not changed for so long."""

@@ -37,7 +37,7 @@ def check(connection: sa.Connection, owner: str, input_bytes: int, quota: Quota)
     if quota.active_jobs is not None:
         active = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.in_(ACTIVE))
         if connection.execute(active).scalar_one() >= quota.active_jobs:
-            raise TooManyJobs(quota.active_jobs)
+            raise TooManyJobs(owner)
     most = quota.upload_bytes_per_day
     if most is not None and input_bytes > 0 and sent(connection, owner, time.time()) + input_bytes > most:
         raise TooMuchSent(owner)  # an export, which sends nothing, is none too many

@@ -59,7 +59,7 @@ async def create(request: Request, s: Serving, by: By) -> Response:
     key = _key_of(request)
     wait_s = _wait_of(request, s)
     job_id = id_of_key(by.owner, key) if key else new_id()
-    with _refusing_too_much():
+    with _refusals(_quota_of(s, by)):
         left = await asyncio.to_thread(s.store.left_today, by.owner, job_id, _quota_of(s, by))
     reader = Reader(s.config.limits, s.artifacts, s.args.outbound, quota=left)
     try:
@@ -252,23 +252,12 @@ async def _new_job(s: Any, by: Caller, job_id: str, upload: Upload) -> NewJob:
 
 
 async def _accept(s: Any, by: Caller, job: NewJob) -> dict[str, Any]:
-    with _refusing_too_much():
+    quota = _quota_of(s, by)
+    with _refusals(quota):
         async with s.accepting:
-            try:
-                row, _ = await asyncio.to_thread(
-                    s.store.accept, job, s.workflows.enqueue, quota=_quota_of(s, by), missing=s.artifacts.missing
-                )
-            except DifferentRequest as error:
-                raise ProblemError(
-                    422,
-                    "idempotency_key_reused",
-                    "This Idempotency-Key was used for another request.",
-                    hint="Use a new key for a new request.",
-                ) from error
-            except InputGone as error:
-                raise ProblemError(
-                    503, "upload_again", "An input was deleted while this request was accepted.", retry_after_s=1
-                ) from error
+            row, _ = await asyncio.to_thread(
+                s.store.accept, job, s.workflows.enqueue, quota=quota, missing=s.artifacts.missing
+            )
     return row
 
 
@@ -277,16 +266,28 @@ def _quota_of(s: Any, by: Caller) -> Quota:
 
 
 @contextlib.contextmanager
-def _refusing_too_much() -> Iterator[None]:
+def _refusals(quota: Quota) -> Iterator[None]:
+    """What the job store refuses, as its caller is told it."""
     try:
         yield
+    except DifferentRequest as error:
+        raise ProblemError(
+            422,
+            "idempotency_key_reused",
+            "This Idempotency-Key was used for another request.",
+            hint="Use a new key for a new request.",
+        ) from error
+    except InputGone as error:
+        raise ProblemError(
+            503, "upload_again", "An input was deleted while this request was accepted.", retry_after_s=1
+        ) from error
     except TooMuchSent as error:  # beside another upload, each of which would have fitted
         raise too_much_today() from error
     except TooManyJobs as error:
         raise ProblemError(
             429,
             "too_many_jobs",
-            f"You have {error} jobs waiting or running already.",
+            f"You have {quota.active_jobs} jobs waiting or running already.",
             hint="Wait for some to end, or cancel them.",
             headers={"Connection": "close"},  # what else was sent is not read
             retry_after_s=30,
